@@ -37,6 +37,8 @@ GOALS = {
 }
 # what happens to an object held: (flag the object needs, type of the receptacle that does it)
 PROCESSES = {"clean": ("cleanable", "sinkbasintype"), "heat": ("heatable", "microwavetype"), "cool": ("coolable", "fridgetype")}
+OBJECT_FLAGS = ("pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isreceptacleobject")
+OBJECT_FACTS = (*OBJECT_FLAGS, "objecttype", "objectatlocation", "inreceptacle", "inreceptacleobject", "iscool")
 KNIVES = {"knifetype", "butterknifetype"}
 
 HELP = """Available commands:
@@ -132,10 +134,12 @@ class Game:
         game.name, game.task_type, game.task, game.walkthrough = name, task_type, task, list(walkthrough)
         object_type, receptacle_type = dict(facts["objecttype"]), dict(facts["receptacletype"])
         location = dict(facts["receptacleatlocation"])
-        objects, receptacles = sorted(object_type), sorted(receptacle_type)
+        # two games have a cracked egg that is pickupable and nothing else: it is nowhere, but it counts for the eggs' numbers
+        objects = sorted({fact[0] for predicate in OBJECT_FACTS for fact in facts.get(predicate, ())})
+        receptacles = sorted(receptacle_type)
         number = {id: n for ids in (objects, receptacles) for n, id in enumerate(ids)}
         game.objects, game.receptacles = names_of(objects), names_of(receptacles)
-        game.object_types = [sys.intern(object_type[id]) for id in objects]
+        game.object_types = [sys.intern(object_type.get(id, "")) for id in objects]
         game.receptacle_types = [sys.intern(receptacle_type[id]) for id in receptacles]
 
         # Places are the numbers of locations with receptacles (several may share one); None is where every episode starts.
@@ -149,8 +153,7 @@ class Game:
         def flagged(predicate):
             return frozenset(number[id] for (id,) in facts.get(predicate, ()))
 
-        game.flags = {predicate: flagged(predicate) for predicate in
-                      ("pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isreceptacleobject")}
+        game.flags = {flag: flagged(flag) for flag in OBJECT_FLAGS}
         game.openable, game.cool_at_start = flagged("openable"), flagged("iscool")
         game.holdable = defaultdict(list)  # receptacle type -> object types that may be put there
         for receptacle, object in facts["cancontain"]:
