@@ -1,6 +1,6 @@
 """ALFWorld's text games, played exactly as the official engine plays them, some ten thousand times as fast.
 
-    Game    one parsed game (a `game.tw-pddl` file): immutable apart from two caches, shared by all its episodes
+    Game    one parsed game (a `game.tw-pddl` file), shared by all its episodes; only its caches grow
     Play    one episode of it: a handful of immutable values, so that episodes can never disturb each other
 
 The official engine (alfworld on textworld) translates the game's PDDL, asks a planner's library which operators apply, and
@@ -21,6 +21,7 @@ import json
 import re
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 from envs import UserError
@@ -79,17 +80,34 @@ def names_of(ids):
     return names
 
 
+@dataclass(eq=False, slots=True)
 class View:
-    """One receptacle in one condition: open or not, its contents (object numbers, ascending), and the sentence it shows.
+    """One receptacle in one condition.  Game.view makes each only once, so views compare and hash by identity: fast cache keys."""
 
-    Game.view makes each only once, so two views are equal exactly if they are the same object: fast keys for a cache."""
-
-    __slots__ = ("receptacle", "opened", "contents", "text")
+    receptacle: int
+    opened: bool
+    contents: tuple  # object numbers, ascending
+    text: str  # the sentence that it shows
 
 
 class Game:
-    """One parsed game.  Objects and receptacles are numbers 0, 1, ... in the order of their mangled ids, which is the order in
-    which every text lists them; so sorted numbers are all the ordering there is."""
+    """One parsed game.
+
+    Objects and receptacles are numbered in the order of their mangled ids.  That is the order in which every text lists them, so
+    ascending numbers are all the ordering there is.  A place is a location with receptacles, numbered too; None is where episodes
+    start, which is never at a receptacle.
+
+    name, task_type, task ("put a hot mug in shelf."), intro (the first observation), walkthrough (commands that win)
+    objects, receptacles                   number -> name ("mug 2")
+    object_types, receptacle_types         number -> type ("mugtype")
+    places                                 receptacle -> place
+    here                                   place -> receptacles
+    flags, openable, cool_at_start         the numbers for which the fact holds; flags has one set per OBJECT_FLAGS
+    holdable                               receptacle type -> object types that may be put there
+    inside                                 sorted (outer, inner) objects
+    at_start                               (object, place)
+    process, wanted, targets, lamps        the goal: see Play.goal_holds
+    views, menus, actions                  the caches: see view() and menu()"""
 
     @classmethod
     def load(cls, path):
@@ -97,7 +115,7 @@ class Game:
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"expected an ALFWorld game at {path}, found: {error}; run `alfworld-download` again") from error
+            raise UserError(f"expected an ALFWorld game in {path}, found: {error}; run `alfworld-download` again") from error
         return cls.from_text(text, name=str(path))
 
     @classmethod
@@ -106,75 +124,82 @@ class Game:
         try:
             file = json.loads(text)
             problem = file["pddl_problem"].lower()
-            start, goal = problem.index("(:init"), problem.index("(:goal")
-            facts = defaultdict(list)  # predicate -> argument tuples
-            for predicate, *arguments in map(str.split, re.findall(r"\(([^()]+)\)", problem[start:goal])):
+            init, goal = problem.index("(:init"), problem.index("(:goal")
+            facts = defaultdict(list)
+            for predicate, *arguments in map(str.split, re.findall(r"\(([^()]+)\)", problem[init:goal])):
                 facts[predicate].append(tuple(arguments))
-            task = re.search(r'"Your task is to: (.*?)"', file["grammar"])[1]
             goal = problem[goal:]
             made_of = set(re.findall(r"\((\w+|=)", goal))
             [task_type] = [task_type for task_type, predicates in GOALS.items() if predicates == made_of]
-            # the lamp is named before the object; (type of the goal's objects, type of the lamp or receptacle)
-            types = re.findall(r"\(objecttype \?\w+ (\w+)\)", goal), re.findall(r"\(receptacletype \?\w+ (\w+)\)", goal)
-            wanted, target = types[0][::-1] if task_type == "look_at_obj_in_light" else (types[0][0], types[1][0])
+            objects = re.findall(r"\(objecttype \?\w+ (\w+)\)", goal)
+            receptacles = re.findall(r"\(receptacletype \?\w+ (\w+)\)", goal)
+            if task_type == "look_at_obj_in_light":
+                target, wanted = objects  # the lamp is named first
+            else:
+                target, wanted = receptacles[0], objects[0]
+            task = re.search(r'"Your task is to: (.*?)"', file["grammar"])[1]
             return cls.from_facts(facts, task_type, wanted, target, task, file["walkthrough"], name)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{name or 'this text'} is not a whole ALFWorld game ({type(error).__name__}: {error}); "
-                            "run `alfworld-download` again") from error
+            raise UserError(f"expected a whole ALFWorld game in {name or 'this text'}, found a damaged or foreign one "
+                            f"({type(error).__name__}: {error}); run `alfworld-download` again") from error
 
     @classmethod
     def from_facts(cls, facts, task_type, wanted, target, task, walkthrough=(), name=""):
         """The game of structured facts, all in the lowercased ids of the PDDL.
 
-        facts: predicate -> collection of argument tuples, e.g. {"inreceptacle": [("mug_bar_1", "shelf_bar_3")]}; the predicates
-        are those of the files.  wanted: the object type of the goal (`mugtype`); target: its receptacle type, or for
-        look_at_obj_in_light the lamp's type; task: the sentence without "Your task is to: ".  Objects need an `objecttype` fact,
-        receptacles a `receptacletype` and a `receptacleatlocation`.  ValueError or KeyError where facts do not fit together."""
+        facts: predicate -> argument tuples, e.g. {"inreceptacle": [("mug_bar_1", "shelf_bar_3")]}; the predicates are those of the
+        files.  wanted: the object type of the goal ("mugtype"); target: its receptacle type ("shelftype"), or the lamp's type for
+        look_at_obj_in_light.  ValueError or KeyError where the facts do not fit together."""
         game = cls()
         game.name, game.task_type, game.task, game.walkthrough = name, task_type, task, list(walkthrough)
         object_type, receptacle_type = dict(facts["objecttype"]), dict(facts["receptacletype"])
         location = dict(facts["receptacleatlocation"])
-        # two games have a cracked egg that is pickupable and nothing else: it is nowhere, but it counts for the eggs' numbers
+        # two games have a cracked egg that is pickupable and nothing else: it is nowhere, but counts in the numbering of eggs
         objects = sorted({fact[0] for predicate in OBJECT_FACTS for fact in facts.get(predicate, ())})
         receptacles = sorted(receptacle_type)
         number = {id: n for ids in (objects, receptacles) for n, id in enumerate(ids)}
+        # thousands of games may be held at once, so their many equal strings are interned
         game.objects, game.receptacles = names_of(objects), names_of(receptacles)
         game.object_types = [sys.intern(object_type.get(id, "")) for id in objects]
         game.receptacle_types = [sys.intern(receptacle_type[id]) for id in receptacles]
 
-        # Places are the numbers of locations with receptacles (several may share one); None is where every episode starts.
-        place = {name: n for n, name in enumerate(dict.fromkeys(location[id] for id in receptacles))}
+        place = {id: n for n, id in enumerate(dict.fromkeys(location[id] for id in receptacles))}  # several may share one
         game.places = [place[location[id]] for id in receptacles]
-        game.here = {n: tuple(r for r, p in enumerate(game.places) if p == n) for n in place.values()} | {None: ()}
+        game.here = {n: [r for r, p in enumerate(game.places) if p == n] for n in place.values()} | {None: []}
         [(_, start)] = facts["atlocation"]
         if start in place:
             raise ValueError("the agent starts at a receptacle")
+        game.at_start = frozenset((number[o], place.get(where)) for o, where in facts["objectatlocation"])
 
         def flagged(predicate):
             return frozenset(number[id] for (id,) in facts.get(predicate, ()))
 
         game.flags = {flag: flagged(flag) for flag in OBJECT_FLAGS}
         game.openable, game.cool_at_start = flagged("openable"), flagged("iscool")
-        game.holdable = defaultdict(list)  # receptacle type -> object types that may be put there
-        for receptacle, object in facts["cancontain"]:
-            game.holdable[receptacle].append(object)
-        game.inside = sorted((number[outer], number[inner]) for inner, outer in facts.get("inreceptacleobject", ()) if inner != outer)
-        game.at_start = frozenset((number[o], place.get(where)) for o, where in facts["objectatlocation"])
+        holdable = defaultdict(set)
+        for kind, thing in facts["cancontain"]:
+            holdable[kind].add(sys.intern(thing))
+        game.holdable = {kind: tuple(things) for kind, things in holdable.items()}
+        inside = {(number[outer], number[inner]) for inner, outer in facts.get("inreceptacleobject", ())}
+        game.inside = sorted((outer, inner) for outer, inner in inside if outer != inner)  # one pot lies inside itself
 
-        # The goal: objects that count, and the receptacles or lamps they have to be brought to.  isCool may hold from the start,
-        # even for something not coolable, so that the flag is part of the goal.
-        game.process = task_type.split("_")[1]  # clean, heat or cool; other words stand for no process
-        flag = PROCESSES[game.process][0] if game.process in PROCESSES else None
+        game.process = task_type.split("_")[1]  # clean, heat or cool; anything else is no process
+        flag, _ = PROCESSES.get(game.process, (None, None))  # part of the goal, as things that are not coolable may be cool
         game.wanted = frozenset(o for o, kind in enumerate(game.object_types) if kind == wanted and (not flag or o in game.flags[flag]))
-        game.targets = [r for r, type in enumerate(game.receptacle_types) if type == target]
-        game.lamps = [o for o, type in enumerate(game.object_types) if type == target and o in game.flags["toggleable"]]
+        game.targets = [r for r, kind in enumerate(game.receptacle_types) if kind == target]
+        game.lamps = [o for o, kind in enumerate(game.object_types) if kind == target and o in game.flags["toggleable"]]
+        if not game.wanted or not game.targets + game.lamps:
+            raise ValueError("nothing in it fits the goal")
 
         game.intro = (f"-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, "
                       f"you see {listing(game.receptacles)}.\n\nYour task is to: {task}")
-        game.views, game.menus, game.actions = {}, {}, {}
-        contents = defaultdict(list)
+        game.views, game.menus = {}, {}
+        game.actions = {sys.intern(f"go to {name}"): (Play.go, (r,)) for r, name in enumerate(game.receptacles)}
+        game.roads = sorted((command, r) for command, (_, (r,)) in game.actions.items())
+        game.actions |= {"help": (Play.help, ()), "inventory": (Play.inventory, ()), "look": (Play.look, ())}
+        contents = defaultdict(set)
         for o, r in facts["inreceptacle"]:
-            contents[number[r]].append(number[o])
+            contents[number[r]].add(number[o])
         game.first_views = [game.view(r, False, tuple(sorted(contents[r]))) for r in range(len(receptacles))]
         return game
 
@@ -185,129 +210,124 @@ class Game:
     def view(self, receptacle, opened, contents):
         """The one View of this receptacle in this condition."""
         key = receptacle, opened, contents
-        view = self.views.get(key)
-        if view is None:
-            view = self.views[key] = View()
-            view.receptacle, view.opened, view.contents = key
+        if key not in self.views:
             name, things = self.receptacles[receptacle], listing(self.objects[o] for o in contents)
             if receptacle not in self.openable:
-                view.text = f"On the {name}, you see {things}."
+                text = f"On the {name}, you see {things}."
             else:
-                view.text = f"The {name} is open. In it, you see {things}." if opened else f"The {name} is closed."
-        return view
+                text = f"The {name} is open. In it, you see {things}." if opened else f"The {name} is closed."
+            self.views[key] = View(*key, text)
+        return self.views[key]
 
     def menu(self, held, sliceable, views):
-        """The sorted list of admissible commands, cached: the preconditions of all the domain's actions, in one place.
+        """The sorted admissible commands: the preconditions of the domain's actions, all in one place.  Cached.
 
-        held: the object in the agent's hand or None; sliceable: objects it could slice if that is a knife; views: of the
-        receptacles where the agent is.  For every command, self.actions gets (method of Play, its arguments)."""
+        held: the object in the agent's hand or None; sliceable: objects it can slice with that; views: of the receptacles at its
+        place.  Puts into self.actions what the commands do: command -> (method of Play, arguments)."""
         key = held, sliceable, *views
-        menu = self.menus.get(key)
-        if menu is not None:
-            return menu
-        can = {"look": (Play.look,), "inventory": (Play.inventory,), "help": (Play.help,)}
-        here = [view.receptacle for view in views]
-        for r, name in enumerate(self.receptacles):
-            if r not in here:
-                can[f"go to {name}"] = Play.go, r
+        if key in self.menus:
+            return self.menus[key]
+        can = {}
         if held is not None:
-            thing, flags = self.objects[held], self.flags
-            can[f"examine {thing}"] = Play.examine, held
+            thing = self.objects[held]
+            can[f"examine {thing}"] = Play.examine, (held,)  # sic: nothing but what is held can be examined
             for o in sliceable:
-                can[f"slice {self.objects[o]} with {thing}"] = Play.slice, o, held
+                can[f"slice {self.objects[o]} with {thing}"] = Play.slice, (o, held)
         for view in views:
             r, name, kind = view.receptacle, self.receptacles[view.receptacle], self.receptacle_types[view.receptacle]
-            can[f"examine {name}"] = Play.examine_receptacle, r
+            can[f"examine {name}"] = Play.examine_receptacle, (r,)
             if r in self.openable:
-                can[f"close {name}" if view.opened else f"open {name}"] = Play.turn, r, not view.opened
-            for o in view.contents:
-                if o in self.flags["toggleable"]:
-                    can[f"use {self.objects[o]}"] = Play.use, o  # sic: even in a closed receptacle
+                can[f"close {name}" if view.opened else f"open {name}"] = Play.close if view.opened else Play.open, (r,)
+            for o in self.flags["toggleable"].intersection(view.contents):
+                can[f"use {self.objects[o]}"] = Play.use, (o,)  # sic: even in a closed receptacle
             if held is not None:
-                for verb, (flag, place) in PROCESSES.items():  # sic: a closed microwave heats, a closed fridge cools
-                    if kind == place and held in flags[flag]:
-                        can[f"{verb} {thing} with {name}"] = getattr(Play, verb), held, r
+                for verb, (flag, tool) in PROCESSES.items():
+                    if kind == tool and held in self.flags[flag]:
+                        can[f"{verb} {thing} with {name}"] = getattr(Play, verb), (held, r)  # sic: with its door closed, too
             if view.opened or r not in self.openable:
                 if held is None:
-                    for o in view.contents:
-                        if o in self.flags["pickupable"]:
-                            can[f"take {self.objects[o]} from {name}"] = Play.take, o, r
-                elif self.object_types[held] in self.holdable[kind]:
-                    can[f"move {thing} to {name}"] = Play.move, held, r
+                    for o in self.flags["pickupable"].intersection(view.contents):
+                        can[f"take {self.objects[o]} from {name}"] = Play.take, (o, r)
+                elif self.object_types[held] in self.holdable.get(kind, ()):
+                    can[f"move {thing} to {name}"] = Play.move, (held, r)
         self.actions.update(can)
-        menu = self.menus[key] = sorted(map(sys.intern, can))
+        here = {view.receptacle for view in views}
+        roads = [command for command, r in self.roads if r not in here]
+        menu = self.menus[key] = sorted([*roads, "help", "inventory", "look", *map(sys.intern, can)])
         return menu
 
 
 class Play:
-    """One episode.  Every value in it is replaced, never modified, so plays of one game share what they have in common.
+    """One episode.
 
-    observation: the last text; won: whether the goal holds now (it can be undone again)."""
-
-    __slots__ = ("game", "observation", "won", "place", "held", "views", "at", "taken", "cleaned", "hot", "cold", "sliced", "used", "menu")
+    observation: the last text; won: whether the goal holds now (it can be undone again).  All values but `views` are immutable and
+    shared with other plays; they are replaced, never modified."""
 
     def __init__(self, game):
         self.game, self.observation = game, game.intro
-        self.won = False  # no game is won at its start
-        self.place = self.held = None  # a place's number, an object's number
-        self.views = game.first_views  # per receptacle
-        self.at = game.at_start  # (object, place): where an object counts as being, which is not where it is listed
-        self.taken = frozenset()  # (object, receptacle) it was taken from and not put back to
+        self.place = None
+        self.held = None  # the object in the agent's hand
+        self.views = game.first_views.copy()  # the receptacles' conditions
+        self.at = game.at_start  # (object, place) by which the engine goes in `slice` and `look`; not where things are listed
+        self.taken = frozenset()  # (object, receptacle): taken from there and not put back there
         self.cleaned = self.hot = self.sliced = self.used = frozenset()
         self.cold = game.cool_at_start
-        self.menu = game.menu(None, (), ())
+        self.update()
 
     def admissible(self):
-        """The commands that do something now, sorted as strings, `help` included.  A shared list: do not modify it."""
+        """The commands that can be played now, sorted as strings, `help` included.  A shared list: do not modify it."""
         return self.menu
 
     def step(self, command):
-        """Plays one command, which must be one of admissible() up to outer whitespace, and returns the observation."""
+        """Plays one of the admissible commands (outer whitespace is ignored, nothing else) and returns the observation."""
         command = command.strip()
         if command in self.menu:
-            action, *arguments = self.game.actions[command]
+            action, arguments = self.game.actions[command]
             self.observation = action(self, *arguments)
         else:
             self.observation = "Nothing happens."
         return self.observation
 
     def update(self):
-        """After a change: the new menu, and whether the goal holds."""
-        game, held = self.game, self.held
-        views = [self.views[r] for r in game.here[self.place]]
-        sliceable = ()
-        if held is not None and game.object_types[held] in KNIVES:
-            sliceable = tuple(sorted(o for o, place in self.at if place == self.place and o in game.flags["sliceable"]))
-        self.menu = game.menu(held, sliceable, views)
-        if game.task_type == "look_at_obj_in_light":
-            self.won = held in game.wanted and any(lamp in self.used and lamp in view.contents for lamp in game.lamps for view in views)
-        else:
-            good = {"clean": self.cleaned, "heat": self.hot, "cool": self.cold}.get(game.process, game.wanted) & game.wanted
-            enough = 2 if game.task_type == "pick_two_obj_and_place" else 1
-            self.won = len(good) >= enough and any(len(good.intersection(self.views[r].contents)) >= enough for r in game.targets)
+        """What follows from a changed state: the menu, and whether the goal holds."""
+        game, sliceable = self.game, frozenset()
+        if self.held is not None and game.object_types[self.held] in KNIVES:
+            sliceable = frozenset(o for o, place in self.at if place == self.place and o in game.flags["sliceable"])
+        self.menu = game.menu(self.held, sliceable, [self.views[r] for r in game.here[self.place]])
+        self.won = self.goal_holds()
 
-    def show(self, receptacle, opened, contents):
-        """Puts a receptacle into another condition."""
-        self.views = self.views.copy()
-        self.views[receptacle] = self.game.view(receptacle, opened, contents)
+    def goal_holds(self):
+        """Whether the goal holds now, by any of the objects wanted."""
+        game = self.game
+        if game.task_type == "look_at_obj_in_light":  # one in the hand, at a lamp that was ever switched on
+            contents = [self.views[r].contents for r in game.here[self.place]]
+            return self.held in game.wanted and any(lamp in self.used and lamp in things for lamp in game.lamps for things in contents)
+        # one (or two) in the right state in one receptacle of the right type
+        good = game.wanted & {"clean": self.cleaned, "heat": self.hot, "cool": self.cold}.get(game.process, game.wanted)
+        enough = 2 if game.task_type == "pick_two_obj_and_place" else 1
+        return len(good) >= enough and any(len(good.intersection(self.views[r].contents)) >= enough for r in game.targets)
 
-    # The actions: each changes the state (the PDDL's effect) and returns the observation (the grammar's text).
+    # The actions of the domain: each changes the state (the effect) and returns the observation (the grammar's feedback).
 
     def go(self, r):
         self.place = self.game.places[r]
         self.update()
         return f"You arrive at {self.game.receptacles[r]}. {self.views[r].text}"
 
-    def turn(self, r, opened):
-        self.show(r, opened, self.views[r].contents)
+    def open(self, r):
+        self.views[r] = self.game.view(r, True, self.views[r].contents)
         self.update()
-        name = self.game.receptacles[r]
-        return f"You open the {name}. {self.views[r].text}" if opened else f"You close the {name}."
+        return f"You open the {self.game.receptacles[r]}. {self.views[r].text}"
+
+    def close(self, r):
+        self.views[r] = self.game.view(r, False, self.views[r].contents)
+        self.update()
+        return f"You close the {self.game.receptacles[r]}."
 
     def take(self, o, r):
         view = self.views[r]
-        self.show(r, view.opened, tuple(other for other in view.contents if other != o))
-        self.held = o
+        self.views[r] = self.game.view(r, view.opened, tuple(other for other in view.contents if other != o))
+        self.held = o  # sic: if it also lies in a second receptacle, it stays listed there
         self.at -= {(o, self.place)}
         self.taken |= {(o, r)}
         self.update()
@@ -315,7 +335,7 @@ class Play:
 
     def move(self, o, r):
         view = self.views[r]
-        self.show(r, view.opened, tuple(sorted({*view.contents, o})))  # a set: it may be listed here although held
+        self.views[r] = self.game.view(r, view.opened, tuple(sorted({*view.contents, o})))
         self.held = None
         self.at |= {(o, self.place)}
         self.taken -= {(o, r)}
@@ -346,18 +366,17 @@ class Play:
     def use(self, o):
         self.used |= {o}
         self.update()
-        return f"You turn on the {self.game.objects[o]}."  # sic: always on
+        return f"You turn on the {self.game.objects[o]}."  # sic: also when it was on
 
     def examine(self, o):
         name = self.game.objects[o]
         if o in self.game.flags["isreceptacleobject"]:
-            return f"This is a normal {name}. In it, you see {listing(self.game.objects[i] for outer, i in self.game.inside if outer == o)}."
-        state = ["hot"] if o in self.hot else ["cool"] if o in self.cold else []
-        state = " and ".join(state + ["clean"] * (o in self.cleaned))
-        state = " ".join([state] * bool(state) + ["sliced"] * (o in self.sliced))
-        if not state:
-            return f"There's nothing special about {name}."
-        return f"This is a {'cold' if state == 'cool' else state} {name}."
+            within = listing(self.game.objects[inner] for outer, inner in self.game.inside if outer == o)
+            return f"This is a normal {name}. In it, you see {within}."
+        state = " and ".join(word for word, those in (("hot", self.hot), ("cool", self.cold), ("clean", self.cleaned)) if o in those)
+        if o in self.sliced:
+            state = f"{state} sliced".strip()
+        return f"This is a {'cold' if state == 'cool' else state} {name}." if state else f"There's nothing special about {name}."
 
     def examine_receptacle(self, r):
         return self.views[r].text
@@ -369,9 +388,9 @@ class Play:
         game = self.game
         if self.place is None:
             return "You are in the middle of a room. Looking quickly around you, you see nothing."  # sic: the intro lists all
-        # sic: what counts as being at this place while explicitly not in a receptacle of it, though it may lie in another
+        facing = listing([game.receptacles[r] for r in game.here[self.place]], article="")
+        # sic: listed are things that were once taken from a receptacle here and are here again, in another one
         beside = [game.objects[o] for o, r in sorted(self.taken) if game.places[r] == self.place and (o, self.place) in self.at]
-        facing = listing((game.receptacles[r] for r in game.here[self.place]), article="")
         return f"You are facing the {facing}. Next to it, you see {listing(beside)}."
 
     def help(self):
