@@ -1,12 +1,13 @@
 """Generated houses: endless solvable games in ALFWorld's own format, for whoever has no ALFWorld data (and to pretrain the stand-in on).
 
 A game is a room and a goal.  The room (kind, receptacles, locations, doors) is drawn from a room seed; the game (things, where they lie,
-start, goal) from its id.  Two differences from ALFWorld's own games: its rooms are 120 photographed floor plans, ours are random
-compositions of the same furniture; and where things lie there comes from a simulator, here from the common sense of houses_tables.WHERE.
+start, goal) from its id.  Two differences from ALFWorld's own games: its rooms are the 120 floor plans of a simulator, ours are
+random compositions of the same furniture; and where things lie is the simulator's choice there, here the common sense of
+houses_tables.WHERE.  The format, the rules, the names and the sentences are the same, so whatever plays the one plays the other.
 
     train          2000 games in 120 rooms
     valid_seen      140 games in the same rooms, with new placements and goals
-    valid_unseen    134 games in 40 rooms of their own
+    valid_unseen    134 games in 37 rooms of their own
     pretrain        any id pretrain/0000000 .. pretrain/9999999, a room for each; pretrain_check likewise
 
 No room of one split can occur in another: which split may use a composition (how many receptacles of which type) is decided by its
@@ -31,7 +32,7 @@ from envs import houses_tables as tables
 from envs.alfworld_engine import Game, names_of
 
 SIZES = {"train": 2000, "valid_seen": 140, "valid_unseen": 134}
-ROOM_COUNTS = {"train": 30, "valid_unseen": 10}  # rooms per kind
+ROOM_COUNTS = {"train": 30, "valid_unseen": 10}  # rooms per kind to draw from
 OWNERS = ("train", "valid_unseen", "pretrain", "pretrain_check")  # a composition's checksum modulo 4 says whose it is
 KINDS = tuple(tables.ROOMS)
 # Our guesses, like houses_tables.WHERE: shares of things in a place where they may but do not usually lie, on the floor, ...
@@ -40,7 +41,7 @@ SHARED_LOCATION = 0.3  # of receptacles, with the one before
 
 
 def pick(rng, options):
-    """One of the options.  Only random() is used anywhere here: the one draw that Python promises never to change."""
+    """One of the options.  Games are built with random() alone, the one draw that Python promises never to change."""
     return options[int(rng.random() * len(options))]
 
 
@@ -48,16 +49,16 @@ def tasks(split):
     """The sorted task ids of a split; UserError for a split that is unknown or (pretrain) too long to list."""
     if split not in SIZES:
         raise UserError(f"expected a split out of {', '.join(SIZES)}, found {split!r}; "
-                        "the ids of pretrain and pretrain_check are not listed: any pretrain/0000000 will do")
+                        "pretrain and pretrain_check are too long to list: make ids such as pretrain/0000000")
     return [f"houses/{split}/{number:05d}" for number in range(SIZES[split])]
 
 
 def parse(task_id):
-    """The split and the number in a task id."""
+    """The split and the number in a task id; UserError for anything else."""
     match = re.fullmatch(r"(?:houses/(train|valid_seen|valid_unseen)/(\d{5})|(pretrain|pretrain_check)/(\d{7}))", task_id)
     split, number = (match[1] or match[3], int(match[2] or match[4])) if match else (None, 0)
     if not match or number >= SIZES.get(split, number + 1):
-        raise UserError(f"expected a house such as houses/train/00012 (below {SIZES['train']}) or pretrain/0000012, found {task_id!r}")
+        raise UserError(f"expected a house such as houses/train/00012 or pretrain/0000012, found {task_id!r}; see houses.tasks('train')")
     return split, number
 
 
@@ -161,16 +162,15 @@ def draw_place(rng, thing, by_type, banned):
 def place_things(rng, counts, receptacles, by_type, needed, banned, target):
     """The things of a game: [(id, type, location, numbers of the receptacles it is in)], one per instance.
 
-    counts: type -> instances; needed: type -> instances that must be in a receptacle; banned: (object type, receptacle type) never to
-    be combined, as that would win the game at its start; target: the goal's receptacle type."""
+    counts: type -> instances; needed: type -> instances that must be in a receptacle; banned: {object type: receptacle type}
+    never to be combined, as that would win the game at its start; target: the goal's receptacle type."""
     things, taken = [], {id for id, *_ in receptacles}
     for thing, count in counts.items():
         for copy in range(count):
-            must, r = copy < needed.get(thing, 0), None
-            if must or rng.random() > FLOOR:
-                r = draw_place(rng, thing, by_type, thing == banned[0] and banned[1])
-            while r is None and must:
-                r = draw_place(rng, thing, by_type, thing == banned[0] and banned[1])
+            must = copy < needed.get(thing, 0)
+            r = draw_place(rng, thing, by_type, banned.get(thing)) if must or rng.random() > FLOOR else None
+            while must and r is None:
+                r = draw_place(rng, thing, by_type, banned.get(thing))
             _, _, location, _, point = receptacles[r] if r is not None else pick(rng, receptacles)
             inside = [] if r is None else [r]
             if inside and rng.random() < IN_TWO_PLACES:
@@ -204,7 +204,7 @@ def house(task_id):
     if target == "DeskLamp":
         needed[target] = 1
         counts[target] = pick(rng, (1, 1, 1, 2))
-    banned = (None, None) if target == "DeskLamp" or goal_type in tables.PROCESSES else (wanted, target)
+    banned = {} if target == "DeskLamp" or goal_type in tables.PROCESSES else {wanted: target}
     things = place_things(rng, counts, receptacles, by_type, needed, banned, target)
 
     facts = {
@@ -283,7 +283,7 @@ def make_game(task_id):
 
 # ---- files for the official engine -----------------------------------------------------------------------------------------------------
 
-def goal(task_type, wanted, target):
+def goal_pddl(task_type, wanted, target):
     """The PDDL of a goal; wanted and target are type names without `Type`."""
     if task_type == "look_at_obj_in_light":
         return f"""
@@ -321,7 +321,7 @@ def problem(data):
     (:init
 {init})
     (:goal
-        (and{goal(data["task_type"], data["wanted"], data["target"])})))
+        (and{goal_pddl(data["task_type"], data["wanted"], data["target"])})))
 """
 
 

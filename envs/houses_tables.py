@@ -4,8 +4,9 @@ Facts from the alfworld package (gen/constants.py, gen/goal_library.py, gen/layo
 be heated, cooled, cleaned, sliced, opened, the six task types and the rooms they fit, and roughly what each kind of room contains (ROOMS,
 THINGS).  The sliced variants of the food are left out: no text game starts with one.
 
-Not from there: WHERE, the weights with which a thing lies in a kind of place.  They are guesses about ordinary homes, written down without
-a look at any ALFWorld game, so a policy that learns from generated houses has seen nothing of the games it is later tested on.
+Not from there: WHERE, the weights with which a thing lies in a kind of place.  They are guesses about ordinary homes, fitted to no
+ALFWorld game: no count of where things lie in the games went into them.  What the game files do give is their format: which things are
+scenery (SCENERY), and that some of it is listed in receptacles (a sink on its countertop, a window above one).
 """
 
 
@@ -150,7 +151,7 @@ LARGEST = {name: 4 for name in RECEPTACLES} | {"Cabinet": 36, "Drawer": 36, "She
 THINGS = {
     "kitchen": {
         1.0: "Apple Bowl Bread ButterKnife Cup DishSponge Egg Fork Knife Lettuce Mug Pan PepperShaker Plate Pot Potato SaltShaker "
-             "SoapBottle Spatula Spoon Tomato Sink LightSwitch StoveKnob StoveKnob StoveKnob StoveKnob".split(),
+             "SoapBottle Spatula Spoon Tomato Sink LightSwitch StoveKnob".split(),
         0.8: "Window Chair".split(),
         0.5: "Kettle".split(),
         0.35: "HousePlant Ladle PaperTowelRoll WineBottle".split(),
@@ -198,12 +199,12 @@ Box: CoffeeTable 3 Sofa 2 Shelf 3 DiningTable 2 Desk 2 Dresser 3 SideTable 2 Arm
 Bread: CounterTop 6 DiningTable 4 Fridge 2 Microwave 1 GarbageCan 1
 ButterKnife: Drawer 5 CounterTop 4 DiningTable 3 SinkBasin 2
 CD: Desk 3 Shelf 4 Drawer 4 Dresser 2 SideTable 1 Safe 1 CoffeeTable 2
-Candle: Shelf 3 SideTable 2 CounterTop 3 Drawer 2 Cabinet 2 Toilet 2 BathtubBasin 1 CoffeeTable 2 DiningTable 2 Dresser 1
+Candle: Shelf 3 SideTable 2 CounterTop 3 Drawer 2 Cabinet 2 Toilet 2 CoffeeTable 2 DiningTable 2 Dresser 1
 CellPhone: Desk 4 SideTable 4 Bed 2 Sofa 2 CoffeeTable 3 CounterTop 2 Dresser 2 DiningTable 1 Drawer 1 ArmChair 1
 Cloth: Cabinet 3 Drawer 3 SinkBasin 3 CounterTop 3 BathtubBasin 2 LaundryHamper 4 Shelf 1 Cart 2 Desk 1 Dresser 1 GarbageCan 1
 CreditCard: Desk 3 Drawer 3 SideTable 3 CoffeeTable 2 Dresser 2 CounterTop 2 Shelf 1 Sofa 1 Safe 2 DiningTable 1 ArmChair 1
 Cup: Cabinet 5 CounterTop 4 SinkBasin 3 DiningTable 3 Fridge 1 Microwave 1 Shelf 2 Desk 2 SideTable 1 CoffeeTable 2
-DeskLamp: Desk 6 SideTable 5 Dresser 2 Shelf 1 CoffeeTable 1
+DeskLamp: Desk 6 SideTable 5 Dresser 2 Shelf 1 CoffeeTable 1 DiningTable 1
 DishSponge: SinkBasin 6 CounterTop 5 Cabinet 2 Drawer 2 Cart 2 BathtubBasin 2 GarbageCan 1
 Egg: Fridge 7 CounterTop 3 DiningTable 1 Microwave 1 SinkBasin 1 GarbageCan 1
 Fork: Drawer 6 DiningTable 3 CounterTop 3 SinkBasin 3
@@ -216,7 +217,7 @@ Knife: Drawer 5 CounterTop 5 DiningTable 2 SinkBasin 2
 Ladle: Drawer 5 CounterTop 4 Cabinet 2 SinkBasin 2 DiningTable 1
 Laptop: Desk 6 Bed 3 Sofa 3 CoffeeTable 3 DiningTable 2 ArmChair 1 Dresser 1 Ottoman 1 SideTable 1
 Lettuce: Fridge 6 CounterTop 4 DiningTable 2 SinkBasin 2 GarbageCan 1
-Mirror: - 6 Dresser 2 CounterTop 1
+Mirror: - 6 Dresser 2 CounterTop 1 Desk 1 Shelf 1
 Mug: CounterTop 4 Cabinet 4 CoffeeMachine 3 SinkBasin 3 DiningTable 2 Desk 4 Shelf 2 SideTable 2 Microwave 1 Dresser 1 CoffeeTable 2
 Newspaper: CoffeeTable 5 Sofa 3 ArmChair 2 SideTable 2 DiningTable 3 Toilet 1 GarbageCan 2 CounterTop 1 Drawer 1 Desk 1 Ottoman 1
 Pan: StoveBurner 6 Cabinet 4 CounterTop 3 SinkBasin 2 Fridge 1 DiningTable 1
@@ -239,7 +240,7 @@ Spoon: Drawer 6 CounterTop 3 DiningTable 3 SinkBasin 3
 SprayBottle: Cabinet 4 CounterTop 3 Toilet 2 Shelf 2 Drawer 1 Cart 2 GarbageCan 1 SideTable 1
 Statue: Shelf 4 SideTable 2 CoffeeTable 2 Dresser 3 Desk 1 DiningTable 1 CounterTop 1 Safe 1
 TeddyBear: Bed 5 Sofa 2
-Television: - 3 TVStand 6 Dresser 3 CoffeeTable 1 SideTable 1
+Television: - 3 TVStand 6 Dresser 3 CoffeeTable 1 SideTable 1 Desk 1 Shelf 1
 TennisRacket: - 2 Bed 2 Desk 1 Dresser 1 SideTable 1
 TissueBox: CoffeeTable 2 SideTable 3 Toilet 2 CounterTop 3 Shelf 2 Desk 2 Dresser 1 TVStand 1 Drawer 1 Cabinet 2 Cart 1
 ToiletPaper: ToiletPaperHanger 3 Toilet 3 Cabinet 4 Shelf 2 CounterTop 2 Drawer 2 Cart 1 GarbageCan 1
