@@ -1,0 +1,1071 @@
+"""What at least two of the phases share, in reading order:
+
+    1 records      JSON lines, errors, random streams
+    2 policy       a causal language model with its prompts, and log-probs of sampled tokens
+    3 rollout      episodes in lockstep, with the KV cache kept across steps
+    4 advantages   GiGPO, equations (1)-(8)
+    5 loss         equations (9)-(11) and (17)-(20), rows and merged sequences, `update`
+    6 skills       retrieval, and a skill's life (15)-(16)
+    7 run folder   arguments, checkpoints, resume
+
+Equation numbers are those of README.md ("The method in equations").  task -> rollout -> records -> advantages -> rows -> update;
+records go to trajectories.jsonl on the way, once.  Nothing here knows an environment by name outside `make_env`, nor which policy
+it trains: the laptop's million parameters and a 7B model differ by arguments only.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import zlib
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from envs import UserError, action_span
+
+# ---- 1. records ----------------------------------------------------------------------------------------------------------------
+
+
+def run_script(main):
+    """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
+    try:
+        main()
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; the same command goes on from the last finished iteration")
+
+
+def read_jsonl(path):
+    """All objects of a JSON-lines file.  UserError names the file and line that is not one."""
+    if not Path(path).is_file():
+        raise UserError(f"no file {path}: run the phase that writes it first, or point --from at a finished run")
+    rows = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                rows.append(json.loads(line))
+                if not isinstance(rows[-1], dict):
+                    raise ValueError("not an object")
+            except ValueError as error:
+                raise UserError(f"{path}, line {number} is not a JSON object ({error}): mend or delete that line") from None
+    return rows
+
+
+def write_atomically(path, text):
+    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies."""
+    part = Path(f"{path}.part")
+    with open(part, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def write_jsonl(path, rows):
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def rng(*key):
+    """A random stream named by (seed, phase, iteration, purpose, ...): no state is carried along, so resuming equals not stopping."""
+    return np.random.default_rng([zlib.crc32(str(part).encode()) for part in key])
+
+
+def make_env(args):
+    """The environment named by --env; the only place in the method's code that knows one by name."""
+    if args.env == "alfworld":
+        from envs.alfworld import AlfWorld
+
+        return AlfWorld(engine=args.engine, max_steps=args.max_steps)
+    if args.env == "webshop":
+        from envs.webshop import WebShop
+
+        return WebShop(max_steps=args.max_steps)
+    raise UserError(f"--env {args.env}: expected alfworld or webshop")
+
+
+# ---- 2. policy -----------------------------------------------------------------------------------------------------------------
+
+
+class Policy:
+    """A causal LM from a Hugging Face folder or hub name, and how it reads and writes text.
+
+    style       "chat" with a chat template, else "compact" (with "+note" where --note is on)
+    constrain   responses are sampled among the admissible actions only, by masking all other tokens at every position.  Sampler,
+                trainer and policy gradient then use the same masked distribution."""
+
+    def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
+        check_model(name)
+        self.name, self.device = str(name), device
+        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).to(device).eval()
+        self.style = "chat" if self.tokenizer.chat_template else "compact+note" if note else "compact"
+        self.constrain = self.style != "chat" if constrain is None else constrain
+        self.eos_ids = {self.tokenizer.eos_token_id}
+        configured = self.model.generation_config.eos_token_id
+        self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
+        self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
+
+    def encode(self, text):
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode_prompt(self, text):
+        """Token ids of a whole prompt; chat models get it as one user turn through their own template."""
+        if self.style != "chat":
+            return self.encode(text)
+        turn = [{"role": "user", "content": text}]
+        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat")
+
+    def candidates(self, admissible):
+        """Token ids of every admissible response, None where responses are free."""
+        if not self.constrain:
+            return None
+        unknown = self.tokenizer.unk_token_id
+        for action in admissible:
+            if action not in self.action_ids:
+                self.action_ids[action] = tuple(self.encode(action + "\n"))
+        ids = [self.action_ids[action] for action in admissible]
+        return [one for one in ids if unknown not in one] or ids
+
+    def prompt_ids(self, env, task, history, step, skills, before=None):
+        """Token ids of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt extends, so
+        that sampled ids are never decoded and encoded again."""
+        more = env.continuation(history, step, self.style) if before is not None else None
+        if more is not None:
+            return before + self.encode(more)
+        return self.encode_prompt(env.prompt(task, history, step, skills, self.style))
+
+    def save(self, folder):
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def logits(self, hidden):
+        return self.model.get_output_embeddings()(hidden).float()
+
+
+def check_model(name):
+    """UserError unless `name` is a local folder or hub model with a causal LM and a tokenizer; cheap, reads the config only."""
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
+    if not any("CausalLM" in kind for kind in config.architectures or []):
+        raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
+    return config
+
+
+def masked_log_softmax(logits, allowed):
+    """(N, V) log-probs among the allowed tokens.  allowed: per row a list of token ids, or None for all of them."""
+    if all(ids is None for ids in allowed):
+        return F.log_softmax(logits, -1)
+    mask = torch.zeros_like(logits, dtype=torch.bool)
+    rows = [n for n, ids in enumerate(allowed) for _ in (ids or [])]
+    mask[rows, [token for ids in allowed for token in (ids or [])]] = True
+    free = [n for n, ids in enumerate(allowed) if ids is None]
+    mask[free] = True
+    return F.log_softmax(logits.masked_fill(~mask, -1e9), -1)  # finite, so that 0 * log 0 = 0 in the entropy
+
+
+# ---- 3. rollout ----------------------------------------------------------------------------------------------------------------
+
+
+class RowCache(DynamicCache):
+    """Keys and values of rows of unequal length: every token is written at its own position of its own row, so no padding is kept.
+
+    Padding of a short row lands behind its last token, where the causal mask hides it until real tokens overwrite it."""
+
+    def __init__(self):
+        super().__init__()
+        self.kv = []  # per layer: keys and values, each (rows, heads, T, head_dim)
+
+    def at(self, rows, positions, all_rows):
+        self.rows, self.positions, self.all_rows = rows, positions, all_rows
+        self.length = int(positions.max()) + 1
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        if layer_idx == len(self.kv):
+            self.kv.append([new.new_zeros(self.all_rows, new.shape[1], 0, new.shape[3]) for new in (key_states, value_states)])
+        seen = []
+        for which, new in enumerate((key_states, value_states)):  # (n, heads, w, head_dim)
+            kept = self.kv[layer_idx][which]
+            if kept.shape[2] < self.length:  # grow in steps, not at every token
+                more = new.new_zeros(self.all_rows, new.shape[1], self.length + 64 - kept.shape[2], new.shape[3])
+                kept = self.kv[layer_idx][which] = torch.cat([kept, more], 2)
+            kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
+            seen.append(kept[:, :, : self.length] if len(self.rows) == self.all_rows else kept[self.rows, :, : self.length])
+        return seen
+
+    def keep(self, rows):
+        self.kv = [[part[rows] for part in layer] for layer in self.kv]
+
+    def get_seq_length(self, layer_idx=0):
+        return 0  # positions and mask are given explicitly
+
+
+class Sampler:
+    """Samples one response per row, again and again, with the KV cache kept for as long as a row's prompts only grow."""
+
+    WIDTH = 12  # tokens fed per row and forward; rows with more are fed ahead by themselves, so that few rows are padded
+
+    def __init__(self, policy, rows, temperature=1.0):
+        self.policy, self.temperature = policy, temperature
+        self.cache, self.cached = RowCache(), [[] for _ in range(rows)]
+
+    def keep(self, rows):
+        """Drops all rows but these (their episodes are over)."""
+        self.cached = [self.cached[i] for i in rows]
+        self.cache.keep(torch.tensor(rows))
+
+    def forward(self, sequences):
+        """(rows, V) logits after the last token of every sequence; feeds only what the cache lacks."""
+        new = []
+        for i, ids in enumerate(sequences):
+            known = self.cached[i]
+            if ids[: len(known)] != known:  # a rewritten prompt: go back to the common part
+                common = next((k for k, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
+                known = self.cached[i] = known[:common]
+            if len(known) == len(ids):  # logits are wanted once more: feed the last token again
+                known = self.cached[i] = known[:-1]
+            new.append(ids[len(known) :])
+        while long := [i for i, ids in enumerate(new) if len(ids) > self.WIDTH]:
+            ahead = min(len(new[i]) for i in long) - 1 if len(long) == len(new) else max(len(new[i]) for i in long)
+            part = {i: new[i][: min(ahead, len(new[i]) - 1)][:256] for i in long}  # the last token stays for the common pass
+            self.feed(list(part), list(part.values()))
+            for i, ids in part.items():
+                new[i] = new[i][len(ids) :]
+        return self.policy.logits(self.feed(list(range(len(new))), new))
+
+    def feed(self, rows, tokens):
+        """Runs tokens (a list per row) through the model; returns the hidden state of each row's last one, (len(rows), d)."""
+        device, width = self.policy.device, max(map(len, tokens))
+        ids = torch.tensor([t + [0] * (width - len(t)) for t in tokens], device=device)
+        start = torch.tensor([len(self.cached[i]) for i in rows], device=device)
+        positions = start[:, None] + torch.arange(width, device=device)  # (n, w)
+        self.cache.at(torch.tensor(rows, device=device), positions, len(self.cached))
+        mask = torch.arange(self.cache.length, device=device) <= positions[:, None, :, None]  # (n, 1, w, T): causal, row by row
+        hidden = self.policy.model.base_model(
+            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+        ).last_hidden_state
+        for i, t in zip(rows, tokens):
+            self.cached[i] = self.cached[i] + t
+        return hidden[torch.arange(len(rows)), torch.tensor([len(t) - 1 for t in tokens])]
+
+    @torch.inference_mode()
+    def sample(self, prompts, candidates, streams, max_new):
+        """One response per row: list of (response_ids, logprobs, allowed).
+
+        prompts: token ids per row.  candidates: per row the token ids of the admissible responses, or None.  streams: a random
+        generator per row, so that what an episode does depends neither on the batch nor on its order.  logprobs are those of the
+        distribution sampled from; allowed[j] holds the tokens that were possible at j (None: all)."""
+        n = len(prompts)
+        response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
+        left = [None if c is None else list(c) for c in candidates]  # candidates that begin with the response so far
+        running = set(range(n))
+
+        def add(i, token, logprob, options):
+            response[i].append(token)
+            logprobs[i].append(logprob)
+            allowed[i].append(options)
+            if left[i] is None:
+                if token in self.policy.eos_ids or len(response[i]) == max_new:
+                    running.discard(i)
+            else:
+                left[i] = [c for c in left[i] if c[len(response[i]) - 1] == token]
+                if len(response[i]) == len(left[i][0]):
+                    running.discard(i)
+
+        while running:
+            options = {}
+            for i in sorted(running):
+                while i in running:
+                    possible = None if left[i] is None else sorted({c[len(response[i])] for c in left[i]})
+                    if possible is None or len(possible) > 1:
+                        options[i] = possible
+                        break
+                    add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
+            if not options:
+                break
+            rows = sorted(options)
+            logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
+            logp = masked_log_softmax(logits / max(self.temperature, 1e-6), [options[i] for i in rows])
+            p = logp.double().exp().cpu().numpy()
+            logp = logp.cpu().numpy()
+            for k, i in enumerate(rows):
+                token = int(np.searchsorted(np.cumsum(p[k]), streams[i].random() * p[k].sum(), side="right"))
+                token = min(token, int(p[k].nonzero()[0][-1]))
+                add(i, token, float(logp[k, token]), options[i])
+        return list(zip(response, logprobs, allowed))
+
+
+@dataclass
+class Play:
+    """One episode to be played."""
+
+    task_id: str
+    group_id: str
+    key: tuple  # names the random stream of this episode
+    skills: list = field(default_factory=list)  # shown in its prompts
+
+
+def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, title="rollout"):
+    """Plays all episodes, `batch` at a time in lockstep; returns their records in the order of `plays`.
+
+    A record is one line of trajectories.jsonl (README, "Files") and, in memory only, per step: prompt_ids, allowed, admissible."""
+    records = []
+    bar = tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty())
+    for first in range(0, len(plays), batch):
+        records += play_together(policy, env, plays[first : first + batch], temperature, max_response, bar)
+    bar.close()
+    return records
+
+
+def play_together(policy, env, plays, temperature, max_response, bar):
+    worlds = [env.fork() for _ in plays]
+    now = [world.reset(play.task_id) for world, play in zip(worlds, plays)]
+    streams = [rng(*play.key) for play in plays]
+    history, ids = [[] for _ in plays], [None] * len(plays)
+    records = [new_record(env, play, world) for play, world in zip(plays, worlds)]
+    alive = list(range(len(plays)))
+    sampler = Sampler(policy, len(alive), temperature)
+    while alive:
+        for i in alive:
+            ids[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
+        choices = [policy.candidates(now[i].admissible) for i in alive]
+        answers = sampler.sample([ids[i] for i in alive], choices, [streams[i] for i in alive], max_response)
+        for i, (response_ids, logprobs, allowed) in zip(alive, answers):
+            response = policy.decode(response_ids)
+            action, valid = env.parse(response, policy.style)
+            before, now[i] = now[i], worlds[i].step(action)
+            records[i]["steps"].append(
+                {
+                    "t": len(history[i]),
+                    "observation": before.observation,
+                    "admissible": before.admissible,
+                    "prompt_ids": ids[i],
+                    "response": response,
+                    "response_ids": response_ids,
+                    "logprobs": logprobs,
+                    "allowed": allowed,
+                    "action": action,
+                    "valid": valid,
+                    "fails": action not in before.admissible,
+                    "reward": now[i].reward,
+                }
+            )
+            history[i].append((before, action))
+            ids[i] = ids[i] + response_ids
+            if now[i].done:
+                records[i].update(success=bool(now[i].won), score=now[i].score, final_observation=now[i].observation)
+                records[i]["reward"] = sum(step["reward"] for step in records[i]["steps"])
+                bar.update()
+        still = [k for k, i in enumerate(alive) if not now[i].done]
+        if len(still) < len(alive):
+            alive = [alive[k] for k in still]
+            if alive:
+                sampler.keep(still)
+    return records
+
+
+def new_record(env, play, world):
+    return {
+        "traj_id": "/".join(map(str, play.key)),
+        "group_id": play.group_id,
+        "task_id": play.task_id,
+        "task_type": env.task_type(play.task_id),
+        "task": world.task,
+        "condition": "skill" if play.skills else "plain",
+        "skill_ids": [skill["skill_id"] for skill in play.skills],
+        "skills": play.skills,
+        "success": False,
+        "score": 0.0,
+        "reward": 0.0,
+        "steps": [],
+    }
+
+
+def for_file(record):
+    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
+    drop = ("prompt_ids", "allowed", "admissible", "rows")
+    steps = [
+        {k: v for k, v in step.items() if k not in drop}
+        | {"n_admissible": len(step["admissible"]), "logprobs": [round(x, 5) for x in step["logprobs"]]}
+        for step in record["steps"]
+    ]
+    return {k: v for k, v in record.items() if k != "skills"} | {"steps": steps}
+
+
+def generate(policy, prompts, keys, temperature, max_new, batch=64):
+    """Free text after each prompt (a string): used to write skills.  Returns the decoded responses."""
+    texts = []
+    for first in range(0, len(prompts), batch):
+        part = [policy.encode_prompt(text) for text in prompts[first : first + batch]]
+        sampler = Sampler(policy, len(part), temperature)
+        answers = sampler.sample(part, [None] * len(part), [rng(*key) for key in keys[first : first + batch]], max_new)
+        texts += [policy.decode(ids) for ids, _, _ in answers]
+    return texts
+
+
+# ---- 4. advantages: GiGPO, equations (1)-(8) -----------------------------------------------------------------------------------
+
+
+def discounted_returns(rewards, gamma):
+    """(1) Q_t = r_t + gamma Q_{t+1}."""
+    returns, q = [], 0.0
+    for reward in reversed(rewards):
+        q = reward + gamma * q
+        returns.append(q)
+    return returns[::-1]
+
+
+def normalise(values, mode, eps):
+    """(value - mean) / (std + eps) with divisor n - 1, or without the division for mode mean_norm; float64 throughout."""
+    values = np.asarray(values, dtype=np.float64)
+    centred = values - values.mean()
+    if mode == "mean_norm" or len(values) < 2:
+        return centred
+    std = values.std(ddof=1)
+    return centred / (std + eps) if std > 1e-8 else np.zeros_like(centred)
+
+
+def anchor_groups(anchors, similarity=1.0):
+    """(5) An anchor-state label per row: equal strings by hash; with similarity < 1 a row joins the first cluster whose first member
+    is at least that similar (difflib ratio)."""
+    labels, firsts = [], {}
+    for anchor in anchors:
+        if anchor not in firsts:
+            alike = (a for a in firsts if similarity < 1 and SequenceMatcher(None, a, anchor).ratio() >= similarity)
+            twin = next(alike, None)
+            firsts[anchor] = firsts[twin] if twin is not None else len(firsts)
+        labels.append(firsts[anchor])
+    return labels
+
+
+def gigpo_advantages(
+    episodes, gamma=0.95, omega=1.0, invalid_cost=0.1, mode="mean_std_norm", episode_stats="rows", similarity=1.0, eps=1e-6
+):
+    """Group-in-group advantages, equations (1)-(8) (GiGPO, arXiv 2505.10978).
+
+    episodes: list of {"group", "rewards", "valid", "anchors"}, the last three with one entry a step.  Returns a list per row (steps of
+    the first episode, then of the second, ...) of dicts: step_return, row_score, anchor (group, label), anchor_size,
+    episode_advantage, step_advantage, advantage.  episode_stats: "rows" as the reference code, "trajectories" as the paper (A4)."""
+    rows, groups = [], defaultdict(list)
+    for e, episode in enumerate(episodes):
+        returns = discounted_returns(episode["rewards"], gamma)  # (1) on environment rewards only
+        for t, (q, valid, anchor) in enumerate(zip(returns, episode["valid"], episode["anchors"])):
+            penalty = invalid_cost * (not valid)
+            score = sum(episode["rewards"]) - penalty  # (3) e_{i,t}: the whole episode's return, in every row
+            rows.append({"episode": e, "t": t, "step_return": q - penalty, "row_score": score, "anchor": anchor})  # (2)
+            groups[episode["group"]].append(rows[-1])
+    for name, group in groups.items():
+        # (4) the *episode advantage*: how good the whole try was within its group
+        scores = [row["row_score"] for row in group]
+        if episode_stats == "trajectories":
+            scores = [row["row_score"] for row in group if row["t"] == 0]
+        if len(scores) == 1:
+            episode_advantages = [row["row_score"] for row in group]  # mean 0 and std 1: the raw score passes through
+        elif episode_stats == "trajectories":
+            of_episode = dict(zip(dict.fromkeys(row["episode"] for row in group), normalise(scores, mode, eps)))
+            episode_advantages = [of_episode[row["episode"]] for row in group]
+        else:
+            episode_advantages = normalise(scores, mode, eps)
+        # (5), (6) the *step advantage*: how good a step was among all visits of the same state in the group
+        labels = anchor_groups([row["anchor"] for row in group], similarity)
+        members = defaultdict(list)
+        for row, label, episode_advantage in zip(group, labels, episode_advantages):
+            row["anchor"] = (name, label)
+            row["episode_advantage"] = float(episode_advantage)
+            members[label].append(row)
+        for same in members.values():
+            for row, step_advantage in zip(same, normalise([row["step_return"] for row in same], mode, eps)):
+                row["anchor_size"] = len(same)
+                row["step_advantage"] = float(step_advantage)
+                row["advantage"] = row["episode_advantage"] + omega * row["step_advantage"]  # (7)
+    return rows
+
+
+def assign_advantages(records, env, args):
+    """Writes episode_advantage, step_advantage, advantage and anchor_size into every step of the records; returns statistics."""
+    episodes = [
+        {
+            # plain and skill episodes of one task are one group, so that beating the plain twins counts (adv_pool separate: not)
+            "group": (r["group_id"], r["condition"] if args.adv_pool == "separate" else ""),
+            "rewards": [step["reward"] for step in r["steps"]],
+            "valid": [step["valid"] for step in r["steps"]],
+            "anchors": [env.anchor(step["observation"]) for step in r["steps"]],
+        }
+        for r in records
+    ]
+    rows = gigpo_advantages(
+        episodes, args.gamma, args.omega, args.invalid_cost, args.adv_mode, args.episode_stats, args.anchor_similarity
+    )
+    for row in rows:
+        step = records[row["episode"]]["steps"][row["t"]]
+        step.update({key: row[key] for key in ("episode_advantage", "step_advantage", "advantage", "anchor_size")})
+    outcomes = defaultdict(set)
+    for r in records:
+        outcomes[r["group_id"]].add(r["success"])
+    advantages = np.array([row["advantage"] for row in rows])
+    return {
+        "no_signal": float(np.mean([len(o) == 1 for o in outcomes.values()])),  # groups of wins only or losses only
+        "advantage_std": float(advantages.std()),
+        "advantage_max": float(np.abs(advantages).max()),
+        "anchor_size": float(np.mean([row["anchor_size"] for row in rows])),
+        "anchor_shared": float(np.mean([row["anchor_size"] > 1 for row in rows])),
+    }
+
+
+# ---- 5. loss -------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Row:
+    """One (episode, step): one prompt and one response, the unit of training."""
+
+    prompt_ids: list
+    response_ids: list
+    logprobs: list  # of the sampler
+    allowed: list  # per response token: the token ids that were possible, None for all
+    advantage: float = 0.0
+    rl: bool = True  # enters L_PG, KL and entropy; a plain-prompt twin does not
+    weights: list | None = None  # M w per response token for L_int (17)-(18); None: not taught
+    episode: int = 0  # rows of one episode, and their twins, stay in one mini-batch
+
+
+def rows_of(records):
+    """The rows of all records, each under the prompt that it was sampled with."""
+    return [
+        Row(s["prompt_ids"], s["response_ids"], s["logprobs"], s["allowed"], s["advantage"], episode=e)
+        for e, record in enumerate(records)
+        for s in record["steps"]
+    ]
+
+
+def action_token_mask(policy, step):
+    """Per response token 1 where it is part of the action, i.e. its characters overlap the action's text (17)."""
+    first, last = action_span(step["response"], policy.style)
+    ends = [len(policy.decode(step["response_ids"][: j + 1])) for j in range(len(step["response_ids"]))]
+    starts = [0, *ends[:-1]]
+    return [int(end > first and begin < last) for begin, end in zip(starts, ends)]
+
+
+@dataclass
+class Sequence:
+    """Token ids with several response spans, and one entry per *target*: a response token where there was a choice."""
+
+    ids: list
+    positions: list = field(default_factory=list)  # of the target in ids
+    allowed: list = field(default_factory=list)
+    advantages: list = field(default_factory=list)
+    rl: list = field(default_factory=list)
+    weights: list = field(default_factory=list)
+    logprobs: list = field(default_factory=list)  # of the sampler; replaced by the trainer's own with --old-logprobs trainer
+
+
+def merge_prefixes(rows):
+    """Joins rows whose prompt begins with the previous row's prompt and response into one sequence: an append-only episode costs one
+    forward pass.  Other rows stay by themselves.  Gradients are the same either way."""
+    sequences = []
+    for row in rows:
+        start = sequences[-1].ids if sequences else None
+        if start is not None and len(row.prompt_ids) >= len(start) and row.prompt_ids[: len(start)] == start:
+            one = sequences[-1]
+        else:
+            one = Sequence([])
+            sequences.append(one)
+        first = len(row.prompt_ids)
+        one.ids = row.prompt_ids + row.response_ids
+        weights = row.weights or [0.0] * len(row.response_ids)
+        for j, (allowed, logprob, weight) in enumerate(zip(row.allowed, row.logprobs, weights)):
+            if allowed is not None and len(allowed) == 1:
+                continue  # probability 1 whatever the policy does: no gradient, KL and entropy 0; still counted in the token means
+            one.positions.append(first + j)
+            one.allowed.append(allowed)
+            one.advantages.append(row.advantage)
+            one.rl.append(row.rl)
+            one.weights.append(weight)
+            one.logprobs.append(logprob)
+    return sequences
+
+
+def token_logprobs(policy, sequences, temperature=1.0):
+    """Log-probs and entropies (N,) of all targets of the sequences, in order, under the policy as it samples."""
+    length = max(len(s.ids) for s in sequences)
+    ids = torch.tensor([s.ids + [0] * (length - len(s.ids)) for s in sequences], device=policy.device)  # right padding: causal
+    hidden = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, d)
+    where = [(b, p) for b, s in enumerate(sequences) for p in s.positions]
+    b, p = (torch.tensor(part, device=policy.device) for part in zip(*where))
+    logits = policy.logits(hidden[b, p - 1]) / temperature  # (N, V): targets only; token p is predicted at p - 1
+    logp = masked_log_softmax(logits, [a for s in sequences for a in s.allowed])
+    return logp.gather(1, ids[b, p][:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
+    """(9) per token, with the clipped and dual-clipped masks: l = max(-A rho, -A clip(rho)); where A < 0 at most -A C."""
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
+    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(plain, clipped)
+    capped = torch.minimum(loss, -advantages * dual_clip)
+    return torch.where(advantages < 0, capped, loss), clipped > plain, (advantages < 0) & (capped < loss)
+
+
+def kl_k3(logprobs, ref_logprobs):
+    """(10) per token: d = logp_ref - logp, exp(d) - d - 1, clamped to [-10, 10]."""
+    d = (ref_logprobs - logprobs).clamp(-20, 20)
+    return (d.exp() - d - 1).clamp(-10, 10)
+
+
+def micro_batches(sequences, tokens):
+    """Splits sequences, longest first, so that each part holds at most `tokens` padded tokens (and at least one sequence)."""
+    part = []
+    for s in sorted(sequences, key=lambda s: -len(s.ids)):
+        if part and (len(part) + 1) * len(part[0].ids) > tokens:
+            yield part
+            part = []
+        part.append(s)
+    if part:
+        yield part
+
+
+def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
+    """One pass over the iteration's rows: L = L_PG - c_H H + beta L_KL + lambda L_int, (11) and (20); an optimizer step per mini-batch.
+
+    Every loss is a mean over tokens of the whole mini-batch, so padding, merging and micro-batches change nothing (A6).
+    Returns token means over all mini-batches.  ref_policy: needed where args.beta > 0."""
+    episodes = defaultdict(list)
+    for row in rows:
+        episodes[row.episode].append(row)
+    order = list(episodes.values())
+    stream.shuffle(order)
+    parts = np.array_split(np.arange(len(order)), max(1, min(len(order), round(len(rows) / args.mini_batch_rows))))
+    total = Counter()
+    batches = [[row for e in part for row in order[e]] for part in parts]
+    sequences = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
+    if args.old_logprobs == "trainer":  # (9) pi_old by the training model, before the first step
+        with torch.no_grad():
+            for part in [m for s in sequences for m in micro_batches(s, args.micro_batch_tokens)]:
+                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
+                for s in part:
+                    s.logprobs = [next(old) for _ in s.positions]
+    for batch, merged in zip(batches, sequences):
+        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of the whole mini-batch
+        n_gated = max(1.0, sum(w > 0 for r in batch for w in r.weights or []))
+        optimizer.zero_grad(set_to_none=True)
+        for part in micro_batches([s for s in merged if s.positions], args.micro_batch_tokens):
+            logp, entropy = token_logprobs(policy, part, args.temperature)
+            rl, advantages, old, weights = (
+                torch.tensor([x for s in part for x in getattr(s, name)], dtype=torch.float32, device=policy.device)
+                for name in ("rl", "advantages", "logprobs", "weights")
+            )
+            pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
+            l_pg, l_entropy = (pg * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
+            l_kl = torch.zeros(())
+            if args.beta > 0:
+                with torch.no_grad():
+                    ref_logp, _ = token_logprobs(ref_policy, part, args.temperature)
+                l_kl = (kl_k3(logp, ref_logp) * rl).sum() / n_tokens
+            # (19) L_int = - sum M w log pi(y | plain prompt) / sum M: the *internalisation weight* w is clip(A, 0, w_max), M the gate
+            l_int = -(weights * logp).sum() / n_gated
+            (l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int).backward()
+            total.update(
+                tokens=sum(len(s.ids) for s in part),
+                pg_loss=float(l_pg) * n_tokens,
+                kl=float(l_kl) * n_tokens,
+                entropy=float(l_entropy) * n_tokens,
+                clipped=float((clipped * rl).sum()),
+                dual_clipped=float((capped * rl).sum()),
+                ratio_gap=float(((logp - old).detach().abs() * rl).sum()),
+                l_int=float(l_int) * n_gated,
+                weight=float(weights.sum()),
+                choices=int(rl.sum()),
+            )
+        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), args.grad_clip)
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
+        optimizer.step()
+        total.update(grad_norm=float(norm), steps=1, response_tokens=n_tokens, gated=n_gated if any(r.weights for r in batch) else 0)
+    n, choices = total["response_tokens"], max(1, total["choices"])
+    return {
+        "pg_loss": total["pg_loss"] / n,
+        "kl": total["kl"] / n,
+        "entropy": total["entropy"] / n,
+        "clip_fraction": total["clipped"] / choices,
+        "dual_clip_fraction": total["dual_clipped"] / choices,
+        "logprob_change": total["ratio_gap"] / choices,
+        "l_int": total["l_int"] / max(1, total["gated"]),
+        "gated_tokens": int(total["gated"]),
+        "mean_weight": total["weight"] / max(1, total["gated"]),
+        "grad_norm": total["grad_norm"] / total["steps"],
+        "optimizer_steps": total["steps"],
+        "update_tokens": total["tokens"],
+    }
+
+
+# ---- 6. skills -----------------------------------------------------------------------------------------------------------------
+
+
+def words(text):
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
+def tfidf(texts):
+    """A unit-length TF-IDF vector (dict) per text."""
+    counts = [Counter(words(text)) for text in texts]
+    df = Counter(word for count in counts for word in count)
+    vectors = [{w: n * math.log((1 + len(texts)) / df[w]) for w, n in count.items()} for count in counts]
+    norms = [math.sqrt(sum(x * x for x in v.values())) or 1.0 for v in vectors]
+    return [{w: x / norm for w, x in v.items()} for v, norm in zip(vectors, norms)]
+
+
+def retrieve(bank, task, task_type, n):
+    """The n skills of a bank that fit a task best: of its type, by cosine of TF-IDF vectors of task text and condition, then by utility.
+
+    A skill whose task_type is None fits tasks of every type, provided that its condition shares a telling word with the task."""
+    fitting = [s for s in bank if s["task_type"] in (None, task_type)]
+    vectors = tfidf([task] + [s["condition"] for s in fitting])
+    scored = [(sum(x * v.get(w, 0.0) for w, x in vectors[0].items()), s) for s, v in zip(fitting, vectors[1:])]
+    scored = [(cosine, s) for cosine, s in scored if cosine > 0 or s["task_type"] is not None]
+    return [s for _, s in sorted(scored, key=lambda cs: (-cs[0], -cs[1]["utility"], cs[1]["skill_id"]))[:n]]
+
+
+def pair_effects(records, shown):
+    """(14) D_g = mean success of the skill episodes of group g - mean success of its plain ones; a line of pairs.jsonl per paired group."""
+    pairs = []
+    for group_id, skills in shown.items():
+        group = [r for r in records if r["group_id"] == group_id]
+        s_skill, s_base = ([int(r["success"]) for r in group if r["condition"] == c] for c in ("skill", "plain"))
+        if s_skill and s_base:
+            delta = sum(s_skill) / len(s_skill) - sum(s_base) / len(s_base)
+            about = {key: group[0][key] for key in ("group_id", "task_id", "task_type", "task")}
+            pairs.append(about | {"skill_ids": [s["skill_id"] for s in skills], "s_skill": s_skill, "s_base": s_base, "delta": delta})
+    return pairs
+
+
+def credit(skill, delta, iteration, args):
+    """(15) utility u <- D at first, then (1 - a) u + a D; (16) candidate -> active -> retired."""
+    skill["utility"] = delta if skill["n_eval"] == 0 else (1 - args.ema) * skill["utility"] + args.ema * delta
+    skill["n_eval"] += 1
+    skill["deltas"].append(round(delta, 4))
+    skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
+    skill["updated_iter"] = iteration
+    if skill["status"] == "candidate" and skill["n_eval"] >= args.n_eval and promotable(skill, args):
+        skill["status"] = "active"
+    if skill["neg_streak"] >= args.retire_after or (skill["status"] == "candidate" and skill["n_eval"] >= 3 * args.n_eval):
+        skill["status"], skill["retired_iter"] = "retired", iteration
+
+
+def promotable(skill, args):
+    """u > tau_act; with --promote-z above 0 a lower confidence bound of the mean effect must be above it, too (beyond the paper)."""
+    deltas = np.array(skill["deltas"])
+    bound = deltas.mean() - args.promote_z * deltas.std(ddof=1) / math.sqrt(len(deltas)) if len(deltas) > 1 else deltas.mean()
+    return skill["utility"] > args.tau_act and (args.promote_z == 0 or bound > args.tau_act)
+
+
+def skills_file(path):
+    """The skills of a skills.jsonl.  UserError where a line lacks a key."""
+    skills = read_jsonl(path)
+    for number, skill in enumerate(skills, 1):
+        missing = [key for key in ("skill_id", "task_type", "condition", "strategy", "status", "utility") if key not in skill]
+        if missing:
+            raise UserError(f"{path}, line {number}: a skill without {', '.join(missing)}; write the file with mine.py")
+    return skills
+
+
+# ---- 7. run folder: arguments, checkpoints, resume -----------------------------------------------------------------------------
+
+# What suits a million parameters and two cores does not suit 7B: two named sets of defaults, so that nobody mistakes one for the other.
+# "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
+PRESETS = {
+    "laptop": dict(
+        model="tiny/alfworld", max_steps=50, groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
+        old_logprobs="sampler", iterations=1000, save_every=1,
+    ),
+    "paper": dict(
+        model="Qwen/Qwen2.5-7B-Instruct", max_steps=50, groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
+        mini_batch_rows=256, old_logprobs="trainer", iterations=150, save_every=10,
+    ),
+}  # fmt: skip
+
+
+def make_parser(doc):
+    """The arguments that all phases share, grouped.  A phase adds its own and calls parse_args."""
+    p = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    g = p.add_argument_group("files")
+    g.add_argument("--run", default="default", help="name of the run: runs/NAME/")
+    g.add_argument("--from", dest="source", help="folder of the phase to start from (default: the phase before, in the same run)")
+    g.add_argument("--overwrite", action="store_true", help="throw away what this phase has written and start anew")
+    g.add_argument("--preset", choices=list(PRESETS), default="laptop", help="set of defaults: a million parameters, or the paper's 7B")
+    g.add_argument("--seed", type=int, default=0, help="of every random stream")
+    g = p.add_argument_group("policy")
+    g.add_argument("--model", help="Hugging Face folder or hub name of the base policy")
+    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
+    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+    g.add_argument("--threads", type=positive_int, default=min(2, os.cpu_count() or 1), help="CPU threads")
+    g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
+    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="note of what was visited in compact prompts")
+    g = p.add_argument_group("rollout")
+    g.add_argument("--env", default="alfworld", help="alfworld or webshop")
+    g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
+    g.add_argument("--max-steps", type=positive_int, help="steps per episode")
+    g.add_argument("--groups", type=positive_int, help="B: task groups per iteration")
+    g.add_argument("--group-size", type=positive_int, help="G: episodes per group")
+    g.add_argument("--temperature", type=float, default=1.0, help="of sampling in training")
+    g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
+    g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
+    g.add_argument("--train-games", type=int, default=0, help="train on that many games only (0: all but the held-out ones)")
+    g = p.add_argument_group("method (symbols of the README's equations)")
+    g.add_argument("--gamma", type=float, default=0.95, help="(1) discount of step returns")
+    g.add_argument("--omega", type=float, default=1.0, help="(7) weight of the step advantage")
+    g.add_argument("--invalid-cost", type=float, default=0.1, help="(2), (3) cost c of an ill-formed response")
+    g.add_argument("--adv-mode", choices=["mean_std_norm", "mean_norm"], default="mean_std_norm", help="(8) divide by the std or not")
+    g.add_argument("--episode-stats", choices=["rows", "trajectories"], default="rows", help="(4) statistics over rows or episodes")
+    g.add_argument("--anchor-similarity", type=float, default=1.0, help="(5) below 1: cluster anchors by difflib ratio")
+    g.add_argument("--adv-pool", choices=["pooled", "separate"], default="pooled", help="plain and skill episodes: one group or two")
+    g.add_argument("--clip-low", type=float, default=0.2, help="(9) lower clip of the ratio")
+    g.add_argument("--clip-high", type=float, default=0.2, help="(9) upper clip of the ratio")
+    g.add_argument("--dual-clip", type=float, default=3.0, help="(9) C")
+    g.add_argument("--old-logprobs", choices=["trainer", "sampler"], help="(9) pi_old computed by the trainer, or as sampled")
+    g.add_argument("--beta", type=float, help="(10) KL coefficient; 0: no reference policy is kept")
+    g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
+    g = p.add_argument_group("optimiser")
+    g.add_argument("--lr", type=float, help="AdamW learning rate")
+    g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
+    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
+    g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
+    g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
+    g = p.add_argument_group("budget")
+    g.add_argument("--iterations", type=positive_int, help="at most that many")
+    g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
+    g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
+    return p
+
+
+def skill_arguments(parser):
+    """The arguments of (15), (16), which phase 2 has too."""
+    group = parser.add_argument_group("skills")
+    group.add_argument("--ema", type=float, default=0.2, help="(15) a: weight of the newest effect in a skill's utility")
+    group.add_argument("--n-eval", type=int, default=8, help="(16) paired groups before a candidate may become active")
+    group.add_argument("--tau-act", type=float, default=0.05, help="(16) utility above which a candidate becomes active")
+    group.add_argument("--promote-z", type=float, default=0.0, help="beyond the paper: mean - z * standard error must pass tau-act, too")
+    group.add_argument("--retire-after", type=int, default=3, help="(16) updates in a row with negative utility that retire a skill")
+    return group
+
+
+def positive_int(text):
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def parse_args(parser, **phase_defaults):
+    """Command line over preset over defaults.  phase_defaults: preset name -> this phase's own."""
+    preset = parser.parse_known_args()[0].preset
+    known = {action.dest for action in parser._actions}
+    chosen = PRESETS[preset] | phase_defaults.get(preset, {})
+    parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
+    args = parser.parse_args()
+    for name in ("temperature", "minutes", "gamma"):
+        if getattr(args, name, None) is not None and getattr(args, name) <= 0:
+            raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
+    torch.set_num_threads(args.threads)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: no CUDA device found; use --device cpu")
+    return args
+
+
+def policy_folder(phase_folder):
+    """The newest weights that a phase has written: its final policy, or its last checkpoint."""
+    folder = Path(phase_folder)
+    if (folder / "policy").is_dir():
+        return folder / "policy"
+    checkpoints = sorted((folder / "checkpoints").glob("[0-9]*[0-9]"))
+    if not checkpoints:
+        raise UserError(f"no policy in {folder}: run {folder.name}.py first, or point --from at the folder of a finished phase")
+    return checkpoints[-1]
+
+
+def finished_phase(folder):
+    """The folder of a phase that has ended.  UserError with what to type otherwise."""
+    folder = Path(folder)
+    if not (folder / "done").is_file():
+        state = "is not finished" if folder.is_dir() else "does not exist"
+        raise UserError(f"{folder} {state}: run `python {folder.name}.py --run {folder.parent.name}` first, or point --from elsewhere")
+    return folder
+
+
+def train_tasks(env, args):
+    """Training games without the held-out ones (fixed, 1 in 20), on which recipes are tuned; at most --train-games of them."""
+    tasks = [t for t in env.tasks(env.split_names[0]) if not held_out(t)]
+    if args.train_games:
+        tasks = [tasks[i] for i in sorted(rng(args.seed, "train games").permutation(len(tasks))[: args.train_games])]
+    return tasks
+
+
+def held_out(task_id):
+    return zlib.crc32(task_id.encode()) % 20 == 0
+
+
+def sample_tasks(tasks, args, phase, k):
+    """B tasks of iteration k, without repetition while there are enough."""
+    return [tasks[i] for i in rng(args.seed, phase, k, "tasks").choice(len(tasks), args.groups, replace=args.groups > len(tasks))]
+
+
+class Run:
+    """runs/NAME/PHASE: args.json, metrics.jsonl, trajectories.jsonl, ..., checkpoints/ITERATION/, and at the end policy/ and done.
+
+    A checkpoint appears whole or not at all and knows how long every JSON-lines file was; resuming cuts the files back to that length.
+    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run."""
+
+    def __init__(self, args, phase, state):
+        self.args, self.phase, self.state = args, phase, state  # state: what the phase carries from iteration to iteration, JSON
+        self.folder = Path("runs") / args.run / phase
+        if args.overwrite and self.folder.exists():
+            shutil.rmtree(self.folder)
+        if (self.folder / "done").exists():
+            raise UserError(f"{self.folder} is finished: go on with the next phase, or start anew with --overwrite")
+        now = {k: v for k, v in vars(args).items() if k != "overwrite"}
+        try:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if (self.folder / "args.json").exists():
+                before = json.loads((self.folder / "args.json").read_text())["args"]
+                changed = [f"--{k.replace('_', '-')} (was {before.get(k)}, now {v})" for k, v in now.items() if before.get(k) != v]
+                if changed:
+                    raise UserError(f"{self.folder} was begun with other arguments: {', '.join(changed)}; use those, or --overwrite")
+            else:
+                versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
+                write_atomically(self.folder / "args.json", json.dumps({"phase": phase, "args": now, "versions": versions}, indent=1))
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({error.strerror}): work in another folder, or mend its rights") from None
+        self.checkpoint = next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
+        self.iteration, self.spent, self.lengths = 0, 0.0, {}
+
+    def restore(self, policy, optimizer):
+        """Loads the last checkpoint's optimizer and state (the policy was loaded from it already), and cuts the files back."""
+        if self.checkpoint:
+            saved = torch.load(self.checkpoint / "state.pt", map_location=policy.device, weights_only=True)
+            optimizer.load_state_dict(saved["optimizer"])
+            self.state.update(json.loads(saved["state"]))
+            self.iteration, self.spent, self.lengths = saved["iteration"], saved["spent"], saved["lengths"]
+            print(f"going on after iteration {self.iteration} ({self.checkpoint})", flush=True)
+        for path in self.folder.glob("*.jsonl"):
+            with open(path, "r+b") as file:
+                file.truncate(self.lengths.get(path.name, 0))
+        self.began = time.time() - self.spent
+
+    def iterations(self):
+        """Yields the iteration numbers that are left; ends by --iterations or --minutes, and records which."""
+        while self.iteration < self.args.iterations:
+            if self.args.minutes and time.time() - self.began > 60 * self.args.minutes:
+                self.ended_by = f"--minutes {self.args.minutes}"
+                return
+            yield self.iteration
+        self.ended_by = f"--iterations {self.args.iterations}"
+
+    def append(self, name, rows):
+        """Appends rows to a JSON-lines file of the phase."""
+        path = self.folder / name
+        with open(path, "a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
+        self.lengths[name] = path.stat().st_size
+
+    def end_iteration(self, policy, optimizer, metrics, last=False):
+        """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
+        self.iteration += 1
+        self.spent = time.time() - self.began
+        self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
+        print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
+        if last or self.iteration % self.args.save_every == 0:
+            self.save(policy, optimizer)
+
+    def save(self, policy, optimizer):
+        folder = self.folder / "checkpoints" / f"{self.iteration:06d}"
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        policy.save(part)
+        saved = {"optimizer": optimizer.state_dict(), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
+        torch.save(saved | {"state": json.dumps(self.state)}, part / "state.pt")
+        os.replace(part, folder)  # the checkpoint exists from here on
+        for old in (self.folder / "checkpoints").iterdir():
+            if old != folder:
+                shutil.rmtree(old)
+
+    def finish(self, policy, optimizer, summary):
+        """Writes policy/ and done."""
+        if not (self.folder / "checkpoints" / f"{self.iteration:06d}").exists():
+            self.save(policy, optimizer)
+        part = self.folder / "policy.part"
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        policy.save(part)
+        os.replace(part, self.folder / "policy")
+        summary |= {"phase": self.phase, "iterations": self.iteration, "seconds": round(self.spent, 1), "ended_by": self.ended_by}
+        write_atomically(self.folder / "done", json.dumps(summary) + "\n")
+        print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
+
+
+def start(args, phase, source, state, ref_always=False):
+    """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
+    weights that the phase starts from."""
+    check_model(str(source))
+    env = make_env(args)
+    tasks = train_tasks(env, args)
+    run = Run(args, phase, state)
+    print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
+    policy = Policy(run.checkpoint or source, args.device, args.dtype, args.note, args.constrain)
+    ref_policy = Policy(source, args.device, args.dtype, args.note, args.constrain) if args.beta > 0 or ref_always else None
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
+    run.restore(policy, optimizer)
+    return run, env, tasks, policy, ref_policy, optimizer
+
+
+def episode_metrics(records, seconds):
+    """Success by condition, mean length, rates: the part of metrics.jsonl that every phase has."""
+    steps = [step for r in records for step in r["steps"]]
+    metrics = {}
+    for condition in ("plain", "skill"):
+        part = [r for r in records if r["condition"] == condition]
+        if part:
+            metrics |= {f"success_{condition}": np.mean([r["success"] for r in part]), f"episodes_{condition}": len(part)}
+    return metrics | {
+        "score": float(np.mean([r["score"] for r in records])),
+        "mean_steps": len(steps) / len(records),
+        "env_steps": len(steps),
+        "valid_rate": float(np.mean([s["valid"] for s in steps])),
+        "inadmissible_rate": float(np.mean([s["fails"] for s in steps])),
+        "response_tokens": sum(len(s["response_ids"]) for s in steps),
+        "rollout_seconds": round(seconds, 3),
+        "steps_per_second": round(len(steps) / seconds, 1),
+    }
+
+
+def console_line(phase, m):
+    """One line per iteration with what a newcomer needs."""
+    success = " ".join(f"{c} {m[f'success_{c}']:.2f}({m[f'episodes_{c}']})" for c in ("plain", "skill") if f"success_{c}" in m)
+    text = (
+        f"{phase} {m['iteration']:3d} | {success} | steps {m['mean_steps']:.1f} bad {m['inadmissible_rate']:.2f} "
+        f"no-signal {m['no_signal']:.2f} | kl {m['kl']:.4f} clip {m['clip_fraction']:.3f} H {m['entropy']:.3f} "
+        f"|g| {m['grad_norm']:.2f} | {m['rollout_seconds']:.1f}+{m['update_seconds']:.1f} s, "
+        f"{m['steps_per_second']:.0f} steps/s, {m['update_tokens'] / m['update_seconds']:.0f} tok/s"
+    )
+    if "bank" in m:
+        text += " | skills " + " ".join(f"{k} {v}" for k, v in m["bank"].items())
+    if m.get("lambda"):
+        text += f" | lambda {m['lambda']:.2f} L_int {m['l_int']:.3f} gated {m['gated_tokens']}"
+    return text + f" | {m['elapsed']:.0f} s"

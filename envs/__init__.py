@@ -1,0 +1,71 @@
+"""The one page between the method and its worlds.
+
+An environment is text in, text out.  It knows no policy and no method; the phases know no environment.  Any class with the
+members below will do (duck typing, no base class); `make_env` in common.py is the only place that lists them by name.
+
+    split_names                        the splits it offers, the training split first
+    tasks(split) -> list[str]          stable, sorted ids; splits are disjoint; the same list on every machine
+    task_type(task_id) -> str          for tables and for the skills' retrieval
+    describe(split) -> str             one line for the console: which data, how many tasks, which split
+    fork() -> environment              another player that shares the parsed games, for episodes in lockstep
+    reset(task_id, seed=0) -> Step     a new episode
+    step(action) -> Step               one action; an unknown action is an observation, never an exception
+    task                               the goal sentence of the running episode
+    max_steps                          an episode is cut after that many steps
+
+and, because only the environment speaks its language, the words of the agent's prompts:
+
+    anchor(observation) -> str         the state's key for GiGPO's anchor groups (method equation 5)
+    prompt(task, history, step, skills, style) -> str        the whole prompt; history is a list of (Step, action)
+    continuation(history, step, style) -> str | None         what an append-only prompt adds after the last response; None where
+                                                             prompts are not append-only (chat models)
+    parse(response, style) -> (action, valid)                the action inside a response; valid means well-formed
+    summary_prompt(record, style) -> str                     asks a policy for a skill from a winning episode's record
+    parse_skill(response, style) -> dict                     title, condition, strategy; ValueError(reason) when it is not one
+
+`style` is "chat" for instruct models and "compact" for the stand-in policies of tiny/.
+"""
+
+from dataclasses import dataclass, field
+
+
+class UserError(Exception):
+    """Something the user can mend.  The scripts print it as one line and exit with code 2."""
+
+
+@dataclass(slots=True)
+class Step:
+    """What the agent sees after a reset or an action."""
+
+    observation: str  # raw text of the world
+    admissible: list = field(default_factory=list)  # action strings, in the world's order; shared, never modified
+    reward: float = 0.0  # training reward of the action that led here (10 on success, else 0)
+    done: bool = False  # success, the world's end, or the step limit
+    won: bool = False
+    score: float = 0.0  # the world's own score in [0, 1]; reported, never trained on
+
+
+def skill_section(skills, style="chat"):
+    """The skill section of a prompt, the same for every environment; empty without skills, so that plain prompts stay plain.
+
+    skills: dicts with `condition` and `strategy`.  Their text was written by a model: line breaks are folded, so no skill can
+    add lines, let alone another section, to a prompt."""
+    lines = []
+    for skill in skills:
+        condition, strategy = (" ".join(str(skill[key]).split()) for key in ("condition", "strategy"))
+        lines.append(f"hint : when {condition} : {strategy}\n" if style == "compact" else f"- When {condition}: {strategy}\n")
+    if not lines or style == "compact":
+        return "".join(lines)
+    return "Hints from earlier experience (ignore a hint that does not fit):\n" + "".join(lines)
+
+
+def action_span(response, style="chat"):
+    """(first, last) character positions of the action in a response: the stripped text between the action tags, or the whole line of a
+    compact response.  An empty span where there is none."""
+    first, last = response.find("<action>") + len("<action>"), response.find("</action>")
+    if style.startswith("compact"):
+        first, last = 0, len(response)
+    elif first < len("<action>") or last < first:
+        return 0, 0
+    inside = response[first:last]
+    return first + len(inside) - len(inside.lstrip()), last - len(inside) + len(inside.rstrip())

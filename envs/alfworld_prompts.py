@@ -1,0 +1,183 @@
+"""What an agent reads and writes in ALFWorld: prompts, response parsing, and the words around skills.  Text only, no state.
+
+Two styles of the same information:
+    chat      instruct models.  One user turn a step: role, task, [hints], the last two (observation, action) pairs, the current
+              observation, the admissible actions, and the two-tag instruction (method.md sections 2 and 8).
+    compact   the stand-in policy of tiny/.  One growing text for the whole episode, of which a step adds a few words, so that
+              the KV cache stays and an episode is one sequence in the update:
+                  task : put a hot mug in shelf .
+                  [hint : when ... : ...]
+                  room : cabinet 6 countertop 2 fridge 1 ...            each class with its largest number
+                  go to cabinet 1                                       <- response
+                  closed next cabinet 2 countertop 1                    <- observation (and note)
+    compact+note is compact with a note after each `go to`: the next place of this class, and the next place in list order, that
+    the agent has not been to.  The agent's own actions determine it; it says nothing about the state of the game.
+"""
+
+import json
+import re
+
+from envs import action_span, skill_section
+
+HISTORY = 2  # (observation, action) pairs that a chat prompt shows (method.md section 2)
+TASK_PREFIX = "Your task is to: "
+ENTITY = re.compile(r"[a-z]+ \d+")
+CJK = re.compile("[\u4e00-\u9fff]")
+
+
+def is_compact(style):
+    return style.startswith("compact")
+
+
+# ---- compact style -------------------------------------------------------------------------------------------------------------
+
+
+def room_list(intro):
+    """Receptacle classes of a reset observation with their counts, in the observation's order: {"cabinet": 6, ...}.
+
+    Numbers of a class run from N down to 1 in the text, so the first one seen is the count."""
+    room = {}
+    for entity in ENTITY.findall(intro.split("\n\n")[1]):
+        name, number = entity.rsplit(" ", 1)
+        room.setdefault(name, int(number))
+    return room
+
+
+def compact_observation(observation):
+    """The words of an observation that an agent needs, e.g. "see mug 2 plate 1" or "closed"."""
+    if "you see" in observation and not observation.startswith("You are facing"):
+        # what lies there comes after the last "you see"; the place itself was named in the action
+        return "see " + (" ".join(ENTITY.findall(observation.rsplit("you see", 1)[1])) or "nothing")
+    if observation.endswith("is closed."):
+        return "closed"
+    if observation.startswith("You are facing"):
+        return "face " + " ".join(ENTITY.findall(observation.split("Next to it")[0]))
+    if observation.startswith("You are carrying"):
+        return "hold " + " ".join(ENTITY.findall(observation))
+    if observation.startswith("Nothing happens"):
+        return "fails"
+    return "ok" if observation.startswith("You ") else "normal"
+
+
+def visit_note(history):
+    """The note after a `go to`: two places the agent has not been to, read off its own actions; "none" where there is none."""
+    room = room_list(history[0][0].observation)
+    been = {action.split(" ", 2)[2] for _, action in history if action.startswith("go to ")}
+    here = history[-1][1].split(" ")[2]
+
+    def first_unvisited(names):
+        return next((f"{name} {i}" for name in names for i in range(1, room[name] + 1) if f"{name} {i}" not in been), "none")
+
+    return f" next {first_unvisited([here])} {first_unvisited(room)}"
+
+
+def compact_header(task, intro, skills):
+    room = " ".join(f"{name} {count}" for name, count in room_list(intro).items())
+    return f"task : {task}\n{skill_section(skills, 'compact')}room : {room}\n"
+
+
+def continuation(history, step, style):
+    """What a compact prompt adds after the last response; None for chat prompts, which are written anew each step."""
+    if not is_compact(style):
+        return None
+    arrived = history[-1][1].startswith("go to ") and step.observation.startswith("You arrive")
+    note = visit_note(history) if style == "compact+note" and arrived else ""
+    return compact_observation(step.observation) + note + "\n"
+
+
+# ---- both styles ---------------------------------------------------------------------------------------------------------------
+
+
+def prompt(task, history, step, skills, style):
+    """The whole prompt.  task: goal sentence; history: list of (Step, action) so far; step: the current Step; skills: list of dicts."""
+    if is_compact(style):
+        text = compact_header(task, history[0][0].observation if history else step.observation, skills)
+        for t, (_, action) in enumerate(history):
+            after = history[t + 1][0] if t + 1 < len(history) else step
+            text += action + "\n" + continuation(history[: t + 1], after, style)
+        return text
+    hints = skill_section(skills)
+    actions = ",\n".join(f"'{action}'" for action in step.admissible)
+    ask = (
+        f"Your admissible actions in this situation are:\n[{actions}]\n\n"
+        "Now it is your turn. First reason step by step about the situation inside <think> </think> tags. "
+        "Then choose one admissible action and give it inside <action> </action> tags."
+    )
+    role = "You are an expert agent who acts in the ALFRED embodied environment.\n"
+    if not history:
+        return f"{role}{hints}Your observation is: {step.observation}\n{ask}"
+    first = max(0, len(history) - HISTORY)
+    past = "\n".join(
+        f"[observation {t + 1}: '{seen.observation}', action {t + 1}: '{action}']" for t, (seen, action) in enumerate(history[first:], first)
+    )
+    return (
+        f"{role}Your task is to: {task}\n{hints}"
+        f"You have taken {len(history)} steps so far. The latest observations and the actions you took are:\n{past}\n"
+        f"You are at step {len(history) + 1} and your observation is: {step.observation}\n{ask}"
+    )
+
+
+def parse(response, style):
+    """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible."""
+    if is_compact(style):
+        action, newline, rest = response.partition("\n")
+        return action.strip(), bool(newline and action.strip() and not rest)
+    first, last = action_span(response.lower())
+    action = response.lower()[first:last]
+    if not last:
+        return response.lower()[-30:], False  # the environment answers that nothing happens; the step still counts
+    return action, "<think>" in response and "</think>" in response and not CJK.search(response)
+
+
+# ---- skills: asking for one, and reading the answer (method.md section 8) --------------------------------------------------------
+
+
+def summary_prompt(record, style):
+    """Asks for one skill from a winning plain episode.  record: a line of trajectories.jsonl."""
+    steps = record["steps"]
+    if is_compact(style):
+        text = compact_header(record["task"], steps[0]["observation"], [])
+        for t, step in enumerate(steps):
+            seen = steps[t + 1]["observation"] if t + 1 < len(steps) else record["final_observation"]
+            text += f"{step['action']}\n{compact_observation(seen)}\n"
+        return text + "won\nhint :"
+    lines = "\n".join(f"{t + 1}. observation: {s['observation'][:200]!r} action: {s['action']!r}" for t, s in enumerate(steps))
+    return (
+        f"The following episode in the ALFWorld household environment was successful. Type of task: {record['task_type']}. "
+        f"Task: {record['task']}\n{lines}\n\n"
+        "Write one reusable skill that would help with similar tasks, as a single JSON object with three keys: "
+        '"title" (at most 6 words), "condition" (when it applies, one sentence) and "strategy" (what to do, 1 to 3 sentences). '
+        "Do not use names or numbers that are specific to this episode. Answer with the JSON object only."
+    )
+
+
+def parse_skill(response, style):
+    """{"title", "condition", "strategy"} of a written skill.  ValueError with the reason where it is not a usable one."""
+    if is_compact(style):
+        line = response.partition("\n")[0].strip().removeprefix("when ")
+        condition, colon, strategy = (part.strip() for part in line.partition(" : "))
+        if not colon:
+            raise ValueError("no condition")
+        skill = {"title": condition, "condition": condition, "strategy": strategy}
+        if condition.startswith("you need "):
+            skill["task_type"] = None  # where a thing is does not depend on what is to be done with it
+    else:
+        start = response.find("{")
+        if start < 0:
+            raise ValueError("no JSON object")
+        try:
+            skill, _ = json.JSONDecoder().raw_decode(response[start:])
+        except json.JSONDecodeError:
+            raise ValueError("broken JSON") from None
+        if any(not isinstance(skill.get(key), str) for key in ("title", "condition", "strategy")):
+            raise ValueError("missing field")
+        skill = {key: " ".join(skill[key].split()) for key in ("title", "condition", "strategy")}
+    if not skill["condition"] or not skill["strategy"]:
+        raise ValueError("empty field")
+    if len(skill["condition"].split()) > 40:
+        raise ValueError("condition too long")
+    if len(skill["strategy"].split()) > 80:
+        raise ValueError("strategy too long")
+    if ENTITY.search(skill["strategy"].lower()) or ENTITY.search(skill["condition"].lower()):
+        raise ValueError("names a numbered instance")
+    return skill

@@ -1,0 +1,196 @@
+"""Phase 1: the policy writes skills from its own successes, and paired rollouts find out which of them help.
+
+Every --mine-every iterations a frozen snapshot of the policy reads some of its winning plain episodes and writes one short skill from
+each ("when ..., do ...").  From then on half of a group's episodes are played with one skill in the prompt, the other half plain, from the
+same start: the difference of their success is the skill's effect on this game.  GiGPO goes on with all of them.
+
+    equations   (14) effect D_g, below; (15) utility and (16) life of a skill: credit in common.py; (1)-(12) as in warmup.py
+    in          runs/NAME/warmup/: policy/ and the last iterations of trajectories.jsonl
+    out         runs/NAME/mine/: skills.jsonl (all skills with their evidence), pairs.jsonl, rejected.jsonl, trajectories.jsonl,
+                metrics.jsonl, policy/
+
+    laptop      python mine.py
+    one GPU     python mine.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16
+    pure mining python mine.py --lr 0    (the policy stays as it is; ambiguity A2)
+"""
+
+import time
+from collections import Counter, defaultdict
+
+from common import (
+    Play,
+    UserError,
+    assign_advantages,
+    credit,
+    episode_metrics,
+    finished_phase,
+    for_file,
+    generate,
+    make_parser,
+    pair_effects,
+    parse_args,
+    policy_folder,
+    read_jsonl,
+    retrieve,
+    rng,
+    rollout,
+    rows_of,
+    run_script,
+    sample_tasks,
+    skill_arguments,
+    start,
+    update,
+    words,
+    write_jsonl,
+)
+
+PHASE = "mine"
+
+
+# ---- mining --------------------------------------------------------------------------------------------------------------------
+
+
+def choose_successes(pool, per_type):
+    """Up to per_type winning plain episodes for each task type, one per task: from groups with mixed outcomes first, then the shortest,
+    since contrast and brevity make the cause of success visible.  pool: records of the last iterations, won or not."""
+    outcomes = defaultdict(set)
+    for r in pool:
+        outcomes[r["group_id"]].add(r["success"])
+    wins = sorted(
+        (r for r in pool if r["success"] and r["condition"] == "plain"),
+        key=lambda r: (len(outcomes[r["group_id"]]) == 1, len(r["steps"]), r["traj_id"]),
+    )
+    chosen, tasks, count = [], set(), Counter()
+    for r in wins:
+        if r["task_id"] not in tasks and count[r["task_type"]] < per_type:
+            tasks.add(r["task_id"])
+            count[r["task_type"]] += 1
+            chosen.append(r)
+    return chosen
+
+
+def alike(a, b, threshold=0.8):
+    """Token-set Jaccard similarity of two skills' texts for the same kind of task is at least the threshold."""
+    x, y = (set(words(f"{s['condition']} {s['strategy']}")) for s in (a, b))
+    return a["task_type"] == b["task_type"] and len(x & y) >= threshold * len(x | y)
+
+
+def mine(policy, env, pool, bank, args, k):
+    """Asks the policy for one skill per chosen success; returns (new candidates, rejected answers with their reasons).
+
+    This runs before the iteration's update, so the policy *is* the frozen snapshot."""
+    chosen = choose_successes(pool, args.per_type)
+    keys = [(args.seed, PHASE, k, "write", i) for i in range(len(chosen))]
+    prompts = [env.summary_prompt(r, policy.style) for r in chosen]
+    answers = generate(policy, prompts, keys, args.mine_temperature, args.max_skill_tokens)
+    new, rejected = [], []
+    for i, (record, answer) in enumerate(zip(chosen, answers)):
+        try:
+            skill = {"skill_id": f"{PHASE}-{k}-{i}", "env": args.env, "task_type": record["task_type"]}
+            skill |= env.parse_skill(answer, policy.style)
+            if any(alike(skill, other) for other in bank + new):
+                raise ValueError("near duplicate")
+        except ValueError as reason:
+            rejected.append({"iteration": k, "traj_id": record["traj_id"], "reason": str(reason), "answer": answer})
+            continue
+        new.append(
+            skill
+            | {"status": "candidate", "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": []}
+            | {"source_traj_ids": [record["traj_id"]], "source_task_ids": [record["task_id"]]}
+            | {"created_iter": k, "updated_iter": k, "retired_iter": None}
+        )
+    return new, rejected
+
+
+# ---- paired rollouts -----------------------------------------------------------------------------------------------------------
+
+
+def pick(bank, env, task_id, task, args, stream):
+    """One skill to show for a task, so that its effect is its own: the least-tried fitting candidate or the best fitting active skill.
+
+    Never on a game that the skill was written from: it would only be asked to remember."""
+    task_type = env.task_type(task_id)
+    fitting = [s for s in bank if s["status"] != "retired" and task_id not in s["source_task_ids"]]
+    candidates = retrieve([s for s in fitting if s["status"] == "candidate"], task, task_type, len(bank))
+    active = retrieve([s for s in fitting if s["status"] == "active"], task, task_type, 1)
+    if candidates and (not active or stream.random() < args.explore):
+        return min(candidates, key=lambda s: s["n_eval"])
+    return active[0] if active else None
+
+
+def paired_groups(env, tasks, bank, args, k):
+    """B groups: G/2 plain and G/2 skill episodes where the bank has a skill for the task, else G plain ones."""
+    plays, shown = [], {}
+    world = env.fork()
+    for g, task_id in enumerate(tasks):
+        world.reset(task_id)
+        skill = pick(bank, env, task_id, world.task, args, rng(args.seed, PHASE, k, g, "pick"))
+        shown[f"{PHASE}-{k}-{g}"] = [skill] if skill else []
+        n_skill = args.group_size // 2 if skill else 0
+        for i in range(args.group_size):
+            skills = [skill] if i < n_skill else []
+            plays.append(Play(task_id, f"{PHASE}-{k}-{g}", (args.seed, PHASE, k, g, i), skills))
+    return plays, shown
+
+
+def main():
+    parser = make_parser(__doc__)
+    group = skill_arguments(parser)
+    group.add_argument("--mine-every", type=int, default=10, help="I_mine: iterations between mining events")
+    group.add_argument("--window", type=int, default=5, help="W: iterations whose successes are mined")
+    group.add_argument("--per-type", type=int, default=4, help="successes mined per task type and event")
+    group.add_argument("--mine-temperature", type=float, default=0.7, help="of writing skills")
+    group.add_argument("--max-skill-tokens", type=int, default=256, help="length of a written skill")
+    group.add_argument("--explore", type=float, default=0.5, help="chance of the least-tried candidate instead of the best active skill")
+    group.add_argument("--promote-all", action="store_true", help="ablation: every candidate is active at once")
+    args = parse_args(parser, laptop=dict(minutes=3, n_eval=4, per_type=8), paper=dict(iterations=40))
+    source = finished_phase(args.source or f"runs/{args.run}/warmup")
+    warm = read_jsonl(source / "trajectories.jsonl")
+    last = max((r["iteration"] for r in warm), default=0)
+    pool = [r for r in warm if r["iteration"] > last - args.window]
+    if not any(r["success"] and r["condition"] == "plain" for r in pool):
+        raise UserError(f"no successes to mine in the last {args.window} iterations of {source}: warm up longer, or raise --window")
+    state = {"bank": []}
+    run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, policy_folder(source), state)
+    for r in pool:
+        r["iteration"] -= last + 1  # one clock for both phases: the last warm-up iteration is -1, the first one here 0
+    if run.iteration:
+        pool += [r for r in read_jsonl(run.folder / "trajectories.jsonl") if r["condition"] == "plain"]
+
+    for k in run.iterations():
+        began = time.time()
+        if k % args.mine_every == 0:
+            pool = [r for r in pool if r["iteration"] >= k - args.window]
+            new, rejected = mine(policy, env, pool, state["bank"], args, k)
+            for skill in new:
+                skill["status"] = "active" if args.promote_all else "candidate"
+            state["bank"] += new
+            run.append("rejected.jsonl", rejected)
+            print(f"mined {len(new)} candidates, rejected {dict(Counter(r['reason'] for r in rejected))}", flush=True)
+        plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
+        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response)
+        pairs = pair_effects(records, shown)
+        for pair in pairs:
+            for skill in shown[pair["group_id"]]:
+                credit(skill, pair["delta"], k, args)
+        rolled = time.time()
+        statistics = assign_advantages(records, env, args)
+        losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
+
+        lines = [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records]
+        run.append("trajectories.jsonl", lines)
+        run.append("pairs.jsonl", [{"iteration": k} | pair for pair in pairs])
+        pool += [r for r in lines if r["condition"] == "plain"]
+        metrics = {"iteration": k} | episode_metrics(records, rolled - began) | statistics | losses
+        metrics["bank"] = dict(Counter(skill["status"] for skill in state["bank"]))
+        metrics["mean_effect"] = sum(p["delta"] for p in pairs) / max(1, len(pairs))
+        run.end_iteration(policy, optimizer, metrics | {"update_seconds": time.time() - rolled})
+
+    write_jsonl(run.folder / "skills.jsonl", state["bank"])
+    for skill in sorted(state["bank"], key=lambda s: -s["utility"])[:8]:
+        print(f"{skill['status']:9s} u {skill['utility']:+.2f} n {skill['n_eval']:2d}  when {skill['condition']}: {skill['strategy']}")
+    run.finish(policy, optimizer, {"bank": dict(Counter(skill["status"] for skill in state["bank"]))})
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,83 @@
+"""Phase 0: warm the policy up with GiGPO until it wins often enough to learn from its own successes.
+
+Each iteration plays B tasks x G episodes from the same starts, compares every episode with its group and every step with the other
+visits of the same state, and takes one pass of clipped policy gradient.
+
+    equations   (1)-(8) gigpo_advantages, (9)-(12) update, both in common.py; (13) the stop, below
+    in          the base policy (--model)
+    out         runs/NAME/warmup/: trajectories.jsonl, metrics.jsonl, policy/
+
+    laptop      python warmup.py
+    one GPU     python warmup.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16
+    GiGPO only  python warmup.py --run NAME-gigpo --model runs/NAME/warmup/policy --stop-at 0 --minutes 9    (the control for SIRI)
+
+Interrupted?  The same command goes on after the last finished iteration.
+"""
+
+import math
+import time
+
+from common import (
+    Play,
+    assign_advantages,
+    episode_metrics,
+    for_file,
+    make_parser,
+    parse_args,
+    rng,
+    rollout,
+    rows_of,
+    run_script,
+    sample_tasks,
+    start,
+    update,
+)
+
+PHASE = "warmup"
+
+
+def plain_groups(tasks, args, k):
+    """B groups of G plain episodes each, all of one group from the same task and start."""
+    return [
+        Play(task, f"{PHASE}-{k}-{g}", (args.seed, PHASE, k, g, i))
+        for g, task in enumerate(tasks)
+        for i in range(args.group_size)
+    ]  # fmt: skip
+
+
+def enough_successes(wins, args):
+    """(13) N_succ >= N_req over the last W iterations: a sliding window measures the current ability, a total would not."""
+    needed = math.ceil(args.stop_at * args.window * args.groups * args.group_size)  # N_req
+    return args.stop_at > 0 and len(wins) >= args.window and sum(wins[-args.window :]) >= needed
+
+
+def main():
+    parser = make_parser(__doc__)
+    group = parser.add_argument_group("phase 0")
+    group.add_argument("--window", type=int, default=5, help="(13) W: iterations over which successes are counted")
+    group.add_argument("--stop-at", type=float, default=0.4, help="(13) N_req as a share of the window's episodes; 0: never stop early")
+    args = parse_args(parser, laptop=dict(minutes=4, window=2), paper=dict(iterations=60))
+    state = {"wins": []}  # successes per iteration
+    run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, args.source or args.model, state)
+
+    for k in run.iterations():
+        began = time.time()
+        plays = plain_groups(sample_tasks(tasks, args, PHASE, k), args, k)
+        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response)
+        rolled = time.time()
+        statistics = assign_advantages(records, env, args)
+        losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
+        state["wins"].append(sum(r["success"] for r in records))
+
+        run.append("trajectories.jsonl", [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records])
+        metrics = {"iteration": k} | episode_metrics(records, rolled - began) | statistics | losses
+        stop = enough_successes(state["wins"], args)
+        run.end_iteration(policy, optimizer, metrics | {"update_seconds": time.time() - rolled}, last=stop)
+        if stop:
+            run.ended_by = f"(13): {sum(state['wins'][-args.window :])} successes in the last {args.window} iterations"
+            break
+    run.finish(policy, optimizer, {"successes": sum(state["wins"]), "last_success_rate": state["wins"][-1] / len(plays)})
+
+
+if __name__ == "__main__":
+    run_script(main)
