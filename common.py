@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from envs import UserError, action_span
+from envs import Step, UserError, action_span
 
 # ---- 1. records ----------------------------------------------------------------------------------------------------------------
 
@@ -155,7 +155,8 @@ class Policy:
         self.tokenizer.save_pretrained(folder)
 
     def logits(self, hidden):
-        return self.model.get_output_embeddings()(hidden).float()
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def check_model(name):
@@ -451,7 +452,7 @@ def anchor_groups(anchors, similarity=1.0):
         if anchor not in firsts:
             alike = (a for a in firsts if similarity < 1 and SequenceMatcher(None, a, anchor).ratio() >= similarity)
             twin = next(alike, None)
-            firsts[anchor] = firsts[twin] if twin is not None else len(firsts)
+            firsts[anchor] = firsts[twin] if twin is not None else len(set(firsts.values()))
         labels.append(firsts[anchor])
     return labels
 
@@ -544,6 +545,7 @@ class Row:
     advantage: float = 0.0
     rl: bool = True  # enters L_PG, KL and entropy; a plain-prompt twin does not
     weights: list | None = None  # M w per response token for L_int (17)-(18); None: not taught
+    gated: int = 0  # sum of M over the response's tokens
     episode: int = 0  # rows of one episode, and their twins, stay in one mini-batch
 
 
@@ -554,6 +556,18 @@ def rows_of(records):
         for e, record in enumerate(records)
         for s in record["steps"]
     ]
+
+
+def prompts_of(policy, env, record, skills):
+    """The prompts (token ids) of an episode's steps as they are with other skills: same states, history and responses."""
+    prompts, history, ids = [], [], None
+    for s in record["steps"]:
+        now = Step(s["observation"], s["admissible"])
+        ids = policy.prompt_ids(env, record["task"], history, now, skills, ids)
+        prompts.append(ids)
+        ids = ids + s["response_ids"]
+        history.append((now, s["action"]))
+    return prompts
 
 
 def action_token_mask(policy, step):
@@ -642,77 +656,84 @@ def micro_batches(sequences, tokens):
         yield part
 
 
+def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
+    """(11), (20): L = L_PG - c_H H + beta L_KL + lambda L_int of some sequences, and the sums behind it.
+
+    n_tokens: response tokens under RL, n_gated: tokens with M = 1, both of the whole mini-batch, so that the losses of its parts add up."""
+    logp, entropy = token_logprobs(policy, part, args.temperature)
+    rl, advantages, old, weights = (
+        torch.tensor([x for s in part for x in getattr(s, name)], dtype=logp.dtype, device=policy.device)
+        for name in ("rl", "advantages", "logprobs", "weights")
+    )
+    pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
+    l_pg, l_entropy = (pg * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
+    l_kl = torch.zeros((), dtype=logp.dtype, device=policy.device)
+    if args.beta > 0:
+        with torch.no_grad():
+            ref_logp, _ = token_logprobs(ref_policy, part, args.temperature)
+        l_kl = (kl_k3(logp, ref_logp) * rl).sum() / n_tokens
+    # (19) L_int = - sum M w log pi(y | plain prompt) / sum M: the *internalisation weight* w is clip(A, 0, w_max), M the gate
+    l_int = -(weights * logp).sum() / n_gated
+    sums = {
+        "pg_loss": l_pg.item() * n_tokens,
+        "kl": l_kl.item() * n_tokens,
+        "entropy": l_entropy.item() * n_tokens,
+        "l_int": l_int.item() * n_gated,
+        "weight": weights.sum().item(),
+        "clipped": (clipped * rl).sum().item(),
+        "dual_clipped": (capped * rl).sum().item(),
+        "change": ((logp - old).detach().abs() * rl).sum().item(),
+        "choices": rl.sum().item(),
+        "update_tokens": sum(len(s.ids) for s in part),
+    }
+    return l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int, sums
+
+
 def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
-    """One pass over the iteration's rows: L = L_PG - c_H H + beta L_KL + lambda L_int, (11) and (20); an optimizer step per mini-batch.
+    """One pass over the iteration's rows, with an optimizer step per mini-batch; returns token means over all of them.
 
     Every loss is a mean over tokens of the whole mini-batch, so padding, merging and micro-batches change nothing (A6).
-    Returns token means over all mini-batches.  ref_policy: needed where args.beta > 0."""
+    ref_policy: needed where args.beta > 0.  FloatingPointError where the gradient is not finite; nothing is stepped then."""
     episodes = defaultdict(list)
     for row in rows:
         episodes[row.episode].append(row)
     order = list(episodes.values())
     stream.shuffle(order)
     parts = np.array_split(np.arange(len(order)), max(1, min(len(order), round(len(rows) / args.mini_batch_rows))))
-    total = Counter()
     batches = [[row for e in part for row in order[e]] for part in parts]
-    sequences = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
+    merged = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
+    merged = [[s for s in sequences if any(s.rl) or any(s.weights)] for sequences in merged]  # the rest has no gradient
     if args.old_logprobs == "trainer":  # (9) pi_old by the training model, before the first step
         with torch.no_grad():
-            for part in [m for s in sequences for m in micro_batches(s, args.micro_batch_tokens)]:
+            for part in [m for sequences in merged for m in micro_batches(sequences, args.micro_batch_tokens)]:
                 old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
                 for s in part:
                     s.logprobs = [next(old) for _ in s.positions]
-    for batch, merged in zip(batches, sequences):
-        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of the whole mini-batch
-        n_gated = max(1.0, sum(w > 0 for r in batch for w in r.weights or []))
+    total = Counter()
+    for batch, sequences in zip(batches, merged):
+        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))
+        gated = sum(r.gated for r in batch)  # sum M
         optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches([s for s in merged if s.positions], args.micro_batch_tokens):
-            logp, entropy = token_logprobs(policy, part, args.temperature)
-            rl, advantages, old, weights = (
-                torch.tensor([x for s in part for x in getattr(s, name)], dtype=torch.float32, device=policy.device)
-                for name in ("rl", "advantages", "logprobs", "weights")
-            )
-            pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
-            l_pg, l_entropy = (pg * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
-            l_kl = torch.zeros(())
-            if args.beta > 0:
-                with torch.no_grad():
-                    ref_logp, _ = token_logprobs(ref_policy, part, args.temperature)
-                l_kl = (kl_k3(logp, ref_logp) * rl).sum() / n_tokens
-            # (19) L_int = - sum M w log pi(y | plain prompt) / sum M: the *internalisation weight* w is clip(A, 0, w_max), M the gate
-            l_int = -(weights * logp).sum() / n_gated
-            (l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int).backward()
-            total.update(
-                tokens=sum(len(s.ids) for s in part),
-                pg_loss=float(l_pg) * n_tokens,
-                kl=float(l_kl) * n_tokens,
-                entropy=float(l_entropy) * n_tokens,
-                clipped=float((clipped * rl).sum()),
-                dual_clipped=float((capped * rl).sum()),
-                ratio_gap=float(((logp - old).detach().abs() * rl).sum()),
-                l_int=float(l_int) * n_gated,
-                weight=float(weights.sum()),
-                choices=int(rl.sum()),
-            )
+        for part in micro_batches(sequences, args.micro_batch_tokens):
+            loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)
+            loss.backward()
+            total.update(sums)
         norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), args.grad_clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
         optimizer.step()
-        total.update(grad_norm=float(norm), steps=1, response_tokens=n_tokens, gated=n_gated if any(r.weights for r in batch) else 0)
-    n, choices = total["response_tokens"], max(1, total["choices"])
-    return {
-        "pg_loss": total["pg_loss"] / n,
-        "kl": total["kl"] / n,
-        "entropy": total["entropy"] / n,
+        total.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
+    choices, gated = max(1, total["choices"]), max(1, total["gated"])
+    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | {
         "clip_fraction": total["clipped"] / choices,
         "dual_clip_fraction": total["dual_clipped"] / choices,
-        "logprob_change": total["ratio_gap"] / choices,
-        "l_int": total["l_int"] / max(1, total["gated"]),
-        "gated_tokens": int(total["gated"]),
-        "mean_weight": total["weight"] / max(1, total["gated"]),
+        "logprob_change": total["change"] / choices,
+        "l_int": total["l_int"] / gated,
+        "mean_weight": total["weight"] / gated,
+        "gated_tokens": total["gated"],
         "grad_norm": total["grad_norm"] / total["steps"],
         "optimizer_steps": total["steps"],
-        "update_tokens": total["tokens"],
+        "update_tokens": total["update_tokens"],
     }
 
 
@@ -724,8 +745,8 @@ def words(text):
 
 
 def tfidf(texts):
-    """A unit-length TF-IDF vector (dict) per text."""
-    counts = [Counter(words(text)) for text in texts]
+    """A unit-length TF-IDF vector (dict) per text; words of one or two letters tell nothing."""
+    counts = [Counter(word for word in words(text) if len(word) > 2) for text in texts]
     df = Counter(word for count in counts for word in count)
     vectors = [{w: n * math.log((1 + len(texts)) / df[w]) for w, n in count.items()} for count in counts]
     norms = [math.sqrt(sum(x * x for x in v.values())) or 1.0 for v in vectors]
@@ -802,12 +823,11 @@ PRESETS = {
 }  # fmt: skip
 
 
-def make_parser(doc):
-    """The arguments that all phases share, grouped.  A phase adds its own and calls parse_args."""
+def base_parser(doc):
+    """The arguments that training and evaluation share."""
     p = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     g = p.add_argument_group("files")
     g.add_argument("--run", default="default", help="name of the run: runs/NAME/")
-    g.add_argument("--from", dest="source", help="folder of the phase to start from (default: the phase before, in the same run)")
     g.add_argument("--overwrite", action="store_true", help="throw away what this phase has written and start anew")
     g.add_argument("--preset", choices=list(PRESETS), default="laptop", help="set of defaults: a million parameters, or the paper's 7B")
     g.add_argument("--seed", type=int, default=0, help="of every random stream")
@@ -822,11 +842,19 @@ def make_parser(doc):
     g.add_argument("--env", default="alfworld", help="alfworld or webshop")
     g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode")
+    g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
+    g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
+    return p
+
+
+def make_parser(doc):
+    """The arguments of the training phases, grouped.  A phase adds its own and calls parse_args."""
+    p = base_parser(doc)
+    g = p.add_argument_group("training")
+    g.add_argument("--from", dest="source", help="folder of the phase to start from (default: the phase before, in the same run)")
     g.add_argument("--groups", type=positive_int, help="B: task groups per iteration")
     g.add_argument("--group-size", type=positive_int, help="G: episodes per group")
     g.add_argument("--temperature", type=float, default=1.0, help="of sampling in training")
-    g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
-    g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
     g.add_argument("--train-games", type=int, default=0, help="train on that many games only (0: all but the held-out ones)")
     g = p.add_argument_group("method (symbols of the README's equations)")
     g.add_argument("--gamma", type=float, default=0.95, help="(1) discount of step returns")

@@ -18,7 +18,6 @@ from collections import Counter
 from common import (
     Play,
     Row,
-    Step,
     UserError,
     action_token_mask,
     assign_advantages,
@@ -30,6 +29,7 @@ from common import (
     pair_effects,
     parse_args,
     policy_folder,
+    prompts_of,
     retrieve,
     rng,
     rollout,
@@ -61,18 +61,6 @@ def paired_groups(env, tasks, bank, args, k):
     return plays, shown
 
 
-def plain_prompts(policy, env, record):
-    """The prompts of an episode's steps as they would have been without skills: same states, history and responses."""
-    prompts, history, ids = [], [], None
-    for s in record["steps"]:
-        now = Step(s["observation"], s["admissible"])
-        ids = policy.prompt_ids(env, record["task"], history, now, [], ids)
-        prompts.append(ids)
-        ids = ids + s["response_ids"]
-        history.append((now, s["action"]))
-    return prompts
-
-
 def plain_twins(policy, env, records, deltas, args):
     """(17), (18) The rows that L_int teaches: the skill episodes' own responses under the plain prompt.
 
@@ -85,12 +73,13 @@ def plain_twins(policy, env, records, deltas, args):
             s["gate"] = int(gate)
             # (18) the *internalisation weight*: the clipped advantage of the step, no gradient
             s["weight"] = min(max(s["advantage"], 0.0), args.w_max) * gate
-        if not gate or not any(s["weight"] for s in record["steps"]):
+        if not gate:
             continue
-        for s, prompt_ids in zip(record["steps"], plain_prompts(policy, env, record)):
+        for s, prompt_ids in zip(record["steps"], prompts_of(policy, env, record, skills=[])):
             mask = action_token_mask(policy, s) if s["valid"] else [0] * len(s["response_ids"])
-            weights = [m * s["weight"] for m in mask]
-            twins.append(Row(prompt_ids, s["response_ids"], s["logprobs"], s["allowed"], rl=False, weights=weights, episode=e))
+            row = Row(prompt_ids, s["response_ids"], s["logprobs"], s["allowed"], rl=False, episode=e)
+            row.weights, row.gated = [m * s["weight"] for m in mask], sum(mask)
+            twins.append(row)
     return twins
 
 
