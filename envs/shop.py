@@ -54,16 +54,16 @@ KINDS = {
         ["long handle", "bpa free", "non scratch", "easy clean", "eco friendly", "silicone bristle", "quick dry", "soft sponge"],
         {"color": COLOURS, "set": ["1 piece", "2 pieces", "4 pieces"]}),
     "running shoes": ("fashion", "Clothing & Shoes › Shoes › Running Shoes", 58,
-        ["rubber sole", "memory foam", "arch support", "slip resistant", "breathable mesh", "light weight", "quick lace", "shock absorbing"],
+        ["rubber sole", "memory foam", "arch support", "slip resistant", "breathable mesh", "light weight", "quick lace", "shock proof"],
         {"color": COLOURS, "size": ["6", "7", "8", "9", "10", "11"], "width": ["narrow", "regular", "wide"]}),
     "shoe rack": ("garden", "Home & Kitchen › Storage › Shoe Racks", 38,
         ["space saving", "heavy duty", "easy assemble", "steel frame", "natural bamboo", "stackable", "dust proof", "wall mounted"],
         {"color": COLOURS, "tiers": ["3 tier", "4 tier", "5 tier", "6 tier"]}),
     "phone case": ("electronics", "Electronics › Phone Accessories › Phone Cases", 15,
-        ["wireless charging", "shock absorbing", "scratch resistant", "screen protector", "slim fit", "card slot", "heavy duty", "non slip"],
+        ["wireless charging", "shock proof", "scratch resistant", "screen protector", "slim fit", "card slot", "heavy duty", "non slip"],
         {"color": COLOURS, "model": ["model s5", "model s6", "model s7", "model s8"]}),
     "pencil case": ("fashion", "Office Products › School Supplies › Pencil Cases", 12,
-        ["large capacity", "double zipper", "faux leather", "machine washable", "light weight", "mesh pocket", "card slot", "water resistant"],
+        ["large capacity", "double zipper", "faux leather", "easy clean", "light weight", "mesh pocket", "card slot", "water resistant"],
         {"color": COLOURS, "size": SIZES}),
     "hair brush": ("beauty", "Beauty › Hair Care › Hair Brushes", 13,
         ["boar bristle", "anti static", "natural bamboo", "long handle", "wet detangling", "scalp massage", "easy clean", "heat resistant"],
@@ -105,20 +105,22 @@ def files():
             brand = _brand(rng)
             title = f"{brand} {_title(own[0])} {_title(own[1])} {_title(kind)} with {_title(own[2])}"
             options = {name: sorted(rng.sample(values, min(3, len(values))), key=values.index) for name, values in groups.items()}
+            customization = {name: [{"value": value, "image": None} for value in values] for name, values in options.items()}
             other = rng.choice([name for name in KINDS if name != kind])
             lacks = rng.sample([attribute for attribute in attributes if attribute not in own], 2)
             # The words of an attribute, but not the attribute: "gel cooling" matches a search for it and does not count as having it.
             lacks = " and ".join(" ".join(reversed(attribute.split())) for attribute in lacks)
+            description = f"This {kind} has {own[3]}; it goes with a {other}. A {kind} without {lacks}: no {lacks}. {_praise(rng)}"
             items.append(
                 {
                     "name": title,
-                    "full_description": f"This {kind} has {own[3]}; it goes with a {other}. A {kind} without {lacks}: no {lacks}. {_praise(rng)}",
+                    "full_description": description,
                     "pricing": f"${price * factor:.2f}" + (f" to ${price * factor + 4:.2f}" if number % 8 == 6 else ""),
                     "images": [""],
                     "product_category": levels,
                     "average_rating": "",
                     "small_description": [f"{attribute.capitalize()}: {_praise(rng)}" for attribute in own],
-                    "customization_options": {name: [{"value": value, "image": None} for value in chosen] for name, chosen in options.items()},
+                    "customization_options": customization,
                     "asin": asin,
                     "category": category,
                     "query": kind,

@@ -265,7 +265,7 @@ class WebShop:
     def _split(self, train_from):
         """name -> goal numbers, ascending; no goal in two of them."""
         if train_from < TEST_GOALS:
-            raise UserError(f"WebShop: goals 0-{TEST_GOALS - 1} are test goals, so train_from must be {TEST_GOALS} or more, not {train_from}")
+            raise UserError(f"WebShop: the first {TEST_GOALS} goals are test goals; train_from={train_from} must be {TEST_GOALS} or more")
         numbers = np.arange(len(self.goals))
         if not self.by_product:
             splits = {"train": numbers[train_from:], "test": numbers[:TEST_GOALS], "dev": numbers[TEST_GOALS:train_from]}
@@ -473,7 +473,8 @@ class WebShop:
         for char in "<>&'":
             options = options.replace(char, f"\\u{ord(char):04x}")
         texts = ["Thank you for shopping with us!", "Your code:", "None", "(Paste it in your MTurk interface.)", "Purchased"]
-        texts += ["asin", product.asin, "options", options, "attrs", "None", "category", "None", "query", "None", "product category", "None"]
+        texts += ["asin", product.asin, "options", options]
+        texts += ["attrs", "None", "category", "None", "query", "None", "product category", "None"]
         texts += ["Target", "asin", "options", "attrs", "price upper", "instuction text", "category", "product category", "query"]
         texts += ["Goal", "None", "Reward", "Your score (min 0.0, max 1.0)", str(value), "Reward Details", "None"]
         self._show("done", texts, {})
