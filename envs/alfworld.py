@@ -29,7 +29,7 @@ from envs import Step, UserError, alfworld_prompts
 from envs.alfworld_engine import GOALS, Game
 
 SPLITS = ("train", "valid_seen", "valid_unseen")
-KEPT_GAMES = 1024  # parsed and held, together about 0.2 GB after much play
+KEPT_GAMES = 512  # parsed games held; each takes 30 kB, after some play 150 kB, after thousands of random episodes 1.3 MB
 
 
 class AlfWorld:
@@ -99,7 +99,7 @@ class AlfWorld:
         return other
 
     def path(self, task_id):
-        """The file of a game; a house is written to a temporary folder first."""
+        """The file of a game; a house (for the official engine only) is written to a temporary folder first."""
         return self.houses.write_game(task_id, self.files.name) if self.houses else self.root / task_id / "game.tw-pddl"
 
     def reset(self, task_id, seed=0):

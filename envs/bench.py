@@ -2,6 +2,7 @@
 
     python -m envs.bench                                   ALFWorld's games (or generated houses where there is no data)
     python -m envs.bench --games 64 --official-games 0     ours only
+    python -m envs.bench --env webshop [--large]           the shop in $WEBSHOP_DATA, or 100,000 products made of it
 
 A step is a random admissible command and the list of what is admissible after it; a load is from the file to the first observation.
 The official engine plays a few of the same games, since it needs seconds for each.
@@ -9,10 +10,15 @@ The official engine plays a few of the same games, since it needs seconds for ea
 
 import argparse
 import json
+import os
 import random
+import resource
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
+from multiprocessing import get_context
+from pathlib import Path
 
 from envs import UserError
 
@@ -27,48 +33,120 @@ def play_all(players, steps, rng):
     return steps * len(players), time.perf_counter() - begun
 
 
+def rate(measured):
+    """Per second, of (count, seconds) pairs."""
+    counts, seconds = zip(*measured)
+    return sum(counts) / sum(seconds)
+
+
 def alfworld(args):
     """Steps/s and loads/s of both engines, as a dict."""
     from envs.alfworld import AlfWorld, TextWorldPlay
     from envs.alfworld_engine import Game
 
     env, rng = AlfWorld(), random.Random(args.seed)
+    what = env.describe("train").removeprefix("train: ")
+    tasks = rng.sample(env.tasks("train"), min(args.games, len(env.tasks("train"))))
     official = args.official_games > 0
     if official and not (find_spec("textworld") and find_spec("alfworld")):
         print("the official packages are not installed (pip install -e '.[alfworld]'): measuring ours only", file=sys.stderr)
         official = False
-    if env.houses and official:
-        env = AlfWorld(houses=True, engine="textworld")  # both engines read the houses' files
-    tasks = env.tasks("train")
-    tasks = rng.sample(tasks, min(args.games, len(tasks)))
-    from_files = official or not env.houses
-    paths = [env.path(task_id) for task_id in tasks] if from_files else tasks
+    if official and env.houses:
+        env = AlfWorld(houses=True, engine="textworld")  # writes the houses to files, for both engines
+    # without the official package there are no files of houses: a load then makes the house, too
+    load, sources = (env.game, tasks) if env.houses and not official else (Game.load, [env.path(task_id) for task_id in tasks])
 
     begun = time.perf_counter()
-    games = [Game.load(path) if from_files else env.game(path) for path in paths]
-    for game in games:
-        game.start()
-    result = {"env": "alfworld", "data": env.describe("train").split(": ")[1], "games": len(games), "group": args.group}
-    result["loads_per_second"] = len(games) / (time.perf_counter() - begun)
-    # games one after the other, as in training: each is played by a group, whose first visits fill its caches
-    played = [play_all([game.start() for _ in range(args.group)], args.steps, rng) for game in games]
-    result["steps_per_second"] = sum(n for n, _ in played) / sum(seconds for _, seconds in played)
+    games = [load(source) for source in sources]
+    plays = [game.start() for game in games]
+    result = {"env": "alfworld", "data": what, "games": len(plays), "group": args.group}
+    result["loads_per_second"] = len(plays) / (time.perf_counter() - begun)
+    # one game after the other, each played by a group whose first visits fill its caches, as in training
+    result["steps_per_second"] = rate(play_all([game.start() for _ in range(args.group)], args.steps, rng) for game in games)
     if official:
-        begun = time.perf_counter()
-        TextWorldPlay(paths[0])  # the first load also imports the packages: not counted
-        result["official_import_seconds"] = time.perf_counter() - begun
-        player, loading, played = None, 0.0, []
-        for path in paths[: args.official_games]:
+        player = TextWorldPlay(sources[0])  # not counted: the first load also imports the packages
+        loads, played = [], []
+        for source in sources[: args.official_games]:
             begun = time.perf_counter()
-            player = TextWorldPlay(path, player)
-            loading += time.perf_counter() - begun
+            player = TextWorldPlay(source, player)
+            loads.append((1, time.perf_counter() - begun))
             played.append(play_all([player], args.official_steps, rng))
-        result["official_games"] = len(played)
-        result["official_loads_per_second"] = len(played) / loading
-        result["official_steps_per_second"] = sum(n for n, _ in played) / sum(seconds for _, seconds in played)
-        for what in ("steps", "loads"):
-            result[f"{what}_ratio"] = result[f"{what}_per_second"] / result[f"official_{what}_per_second"]
+        result |= {"official_games": len(played), "official_loads_per_second": rate(loads), "official_steps_per_second": rate(played)}
+        for unit in ("steps", "loads"):
+            result[f"{unit}_ratio"] = result[f"{unit}_per_second"] / result[f"official_{unit}_per_second"]
     return result
+
+
+def in_new_process(function, *args):
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, args)
+
+
+def enlarge(env, folder, count, rng):
+    """Writes a catalogue of `count` products to a folder: those of env again and again, with fresh ids and shuffled titles."""
+    nouns, instructions = {}, {}
+    with open(folder / "items_shuffle.json", "w", encoding="utf-8") as file:
+        for i in range(count):
+            product = env.catalogue.product(i % len(env.catalogue))
+            words, asin = product.title.split(), f"C{i:09d}"
+            rng.shuffle(words)
+            options = {name: [{"value": value} for value in values] for name, values in product.options.items()}
+            item = {"asin": asin, "name": " ".join(words), "pricing": product.price_text, "customization_options": options}
+            item |= {"full_description": product.description, "small_description": product.bullets, "category": product.category}
+            item |= {"query": product.query, "product_category": product.product_category}
+            file.write(("[" if i == 0 else ",") + json.dumps(item) + "\n")
+            nouns[asin] = env.nouns(product)
+            asked = {"instruction": product.instruction, "instruction_attributes": product.instruction_attributes}
+            instructions[asin] = {"attributes": product.attributes} | (asked if product.instruction else {})
+        file.write("]")
+    (folder / "items_ins_v2.json").write_text(json.dumps(instructions), encoding="utf-8")
+    (folder / "title_nouns.json").write_text(json.dumps(nouns), encoding="utf-8")
+
+
+def webshop_player(data, games, steps, seed):
+    """Start from the cache, resets, searches and clicks, as a dict.  For a process of its own: memory is that of all it ever did."""
+    begun = time.perf_counter()
+    from envs.webshop import WebShop
+
+    env, rng = WebShop(data), random.Random(seed)
+    result = {"start_seconds": time.perf_counter() - begun, "products": len(env.catalogue), "goals": len(env.goals)}
+    tasks = rng.sample(env.tasks("train"), min(games, len(env.tasks("train"))))
+    resets, searches, clicks = [], [], []
+    for task in tasks:
+        begun = time.perf_counter()
+        step = env.reset(task)
+        searched = time.perf_counter()
+        step = env.step(f"search[{env.task}]")  # every instruction is another query
+        clicked = time.perf_counter()
+        count = 0
+        while count < steps and not step.done:
+            # anything but leaving for the start page, where only a search goes on
+            step = env.step(rng.choice([action for action in step.admissible if action != "click[back to search]"]))
+            count += 1
+        resets.append((1, searched - begun))
+        searches.append((1, clicked - searched))
+        clicks.append((count, time.perf_counter() - clicked))
+    result |= {"resets_per_second": rate(resets), "search_milliseconds": 1000 / rate(searches)}
+    result |= {"steps_per_second_without_search": rate(clicks), "steps_per_second": rate(clicks + searches)}
+    unit = 1 if sys.platform == "darwin" else 1024
+    return result | {"memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20}
+
+
+def webshop(args):
+    """WebShop's start, speed and memory as a dict; --large: for a catalogue of 100,000 products made of the real ones."""
+    from envs.webshop import WebShop
+
+    env = WebShop()
+    name, data = env.name, os.environ.get("WEBSHOP_DATA")
+    with tempfile.TemporaryDirectory() as folder:
+        if args.large:  # the large catalogue and its cache go when the measurement is over
+            data, os.environ["WEBSHOP_CACHE"] = folder, folder
+            os.environ.pop("WEBSHOP_NOUNS", None)
+            enlarge(env, Path(folder), 100_000, random.Random(args.seed))
+            name += ", repeated"
+        del env
+        first, second = (in_new_process(webshop_player, data, games, args.steps, args.seed) for games in (1, args.games))
+    return {"env": "webshop", "data": name, "first_start_seconds": first["start_seconds"]} | second
 
 
 def main():
@@ -79,13 +157,14 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="commands per episode")
     parser.add_argument("--official-games", type=int, default=8, help="games that the official engine plays; 0: none")
     parser.add_argument("--official-steps", type=int, default=20, help="commands per episode on the official engine")
+    parser.add_argument("--large", action="store_true", help="WebShop: 100,000 products made of the real ones, in a temporary folder")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of games and commands")
     args = parser.parse_args()
     result = ENVS[args.env](args)
     print(json.dumps({key: round(value, 3) if isinstance(value, float) else value for key, value in result.items()}))
 
 
-ENVS = {"alfworld": alfworld}
+ENVS = {"alfworld": alfworld, "webshop": webshop}
 
 if __name__ == "__main__":
     try:
