@@ -26,9 +26,8 @@ import json
 import os
 import random
 import re
-from collections import Counter
 from difflib import SequenceMatcher
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -54,19 +53,20 @@ class Goals:
 
     def __init__(self, catalogue, human=False, seed=SEED):
         self.catalogue, self.human = catalogue, human
+        table = catalogue.table
         # One generator for prices, then caps, in catalogue order: the official order of draws after random.seed(seed).
         rng = random.Random(seed)
-        self.prices = catalogue.low.copy()
-        for number in np.flatnonzero(~np.isnan(catalogue.high)):
-            self.prices[number] = rng.uniform(float(catalogue.low[number]), float(catalogue.high[number]))
-        counts = catalogue.human if human else catalogue.combinations
+        self.prices = table["low"].copy()
+        for number in np.flatnonzero(~np.isnan(table["high"])):
+            self.prices[number] = rng.uniform(float(table["low"][number]), float(table["high"][number]))
+        counts = table["human"] if human else table["combinations"]
         product = np.repeat(np.arange(len(counts)), counts)
         which = np.arange(len(product)) - np.repeat(np.cumsum(counts) - counts, counts)
         if human:  # every instruction has its own cap; the option combinations of a product share one
             cap = np.array([self._cap(rng, self.prices[number]) for number in product], float)
         else:
             cap = np.zeros(len(counts))
-            for number in np.flatnonzero(catalogue.instructed):
+            for number in np.flatnonzero(table["instructed"]):
                 cap[number] = self._cap(rng, self.prices[number])
             cap = cap[product]
         order = list(range(len(product)))
@@ -84,7 +84,7 @@ class Goals:
 
     def __getitem__(self, i):
         """Goal i as the official dict: asin, category, query, name, product_category, instruction_text, attributes, price_upper,
-        goal_options (name -> value; a list of values for human goals) and weight."""
+        goal_options (name -> value; a list of values for human goals) and weight (of the official draw; our splits draw evenly)."""
         product = self.catalogue.product(int(self.product[i]))
         which, cap = int(self.which[i]), float(self.cap[i])
         if self.human:
@@ -110,21 +110,8 @@ class Goals:
             "attributes": attributes,
             "price_upper": cap,
             "goal_options": options,
-            "weight": 1 if self.human else self._weight(attributes),
+            "weight": 1 if self.human else float(self.catalogue.table["weight"][self.product[i]]),
         }
-
-    @cached_property
-    def _attribute_goals(self):
-        """attribute -> number of synthetic goals that ask for it."""
-        counts = Counter()
-        for number in np.flatnonzero(self.catalogue.combinations):
-            for attribute in self.catalogue.product(int(number)).instruction_attributes:
-                counts[attribute] += int(self.catalogue.combinations[number])
-        return counts
-
-    def _weight(self, attributes):
-        """The official sampling weight: rare attributes count more.  Reported with a goal; our splits draw evenly."""
-        return sum(1 / self._attribute_goals[attribute] for attribute in attributes) / len(attributes)
 
 
 # --- the score -----------------------------------------------------------------------------------------------------------------

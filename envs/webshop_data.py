@@ -20,7 +20,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections import Counter
 from dataclasses import astuple, dataclass, field
@@ -40,17 +39,18 @@ DOWNLOAD = "get it with setup.sh of github.com/princeton-nlp/WebShop, or leave W
 # --- reading -------------------------------------------------------------------------------------------------------------------
 
 
-def stream_json(path, chunk=1 << 20):
-    """The elements of a JSON list, or the (key, value) pairs of a JSON object, one at a time.  chunk: characters read at once."""
+def stream_json(path, opening="[", chunk=1 << 20):
+    """The elements of a JSON list (opening "["), or the (key, value) pairs of an object ("{"), one at a time.
+
+    chunk: characters read at once.  UserError where the file is something else, damaged or cut off."""
     decode = json.JSONDecoder().raw_decode
     skip = re.compile(r"[\s,:]*")
     with open(path, encoding="utf-8") as file:
         try:
             text = file.read(chunk)
             position = skip.match(text).end()
-            opening = text[position : position + 1]
-            if opening not in ("[", "{"):
-                raise UserError(f"{path}: expected a JSON list or object, found {text[:20]!r}; download the file again")
+            if text[position : position + 1] != opening:
+                raise UserError(f"{path}: expected a JSON file that begins with {opening}, found {text[:20]!r}; download the file again")
             position, count = position + 1, 0
             while True:
                 # One element: its values are decoded together, and again with more text where the text ends inside.
@@ -220,22 +220,23 @@ def cache_folder():
     return Path(folder).expanduser()
 
 
+COLUMNS = [("low", float), ("high", float), ("instructed", bool), ("combinations", int), ("human", int), ("weight", float)]
+
+
 class Catalogue:
     """N products by number, and their search.  Product texts stay packed as JSON and are unpacked when a page is opened.
 
-    low, high: (N,) float64 prices; high is NaN where there is one price
-    instructed: (N,) has an instruction; combinations: (N,) how many synthetic goals it has; human: (N,) how many human ones
-    skipped: reason -> how many items were left out"""
+    table: (N,) with the columns low and high (prices; high is NaN where there is one), instructed, combinations (number of synthetic
+    goals), human (number of human ones), weight (official sampling weight of a synthetic goal: the mean over its attributes of 1 /
+    number of goals with that attribute); skipped: reason -> how many items were left out"""
 
-    def __init__(self, packed, offsets, low, high, instructed, combinations, human, skipped, index):
-        self.packed, self.offsets, self.low, self.high = packed, offsets, low, high
-        self.instructed, self.combinations, self.human = instructed, combinations, human
-        self.skipped, self.index = skipped, index
+    def __init__(self, packed, offsets, table, skipped, index):
+        self.packed, self.offsets, self.table, self.skipped, self.index = packed, offsets, table, skipped, index
         self.product = lru_cache(10_000)(self._unpack)
         self.search = lru_cache(10_000)(lambda query: tuple(self.index.search(query, HITS).tolist()))
 
     def __len__(self):
-        return len(self.low)
+        return len(self.table)
 
     def _unpack(self, number):
         return Product(*json.loads(self.packed[self.offsets[number] : self.offsets[number + 1]].tobytes()))
@@ -262,13 +263,13 @@ class Catalogue:
     @classmethod
     def build(cls, items, instructions, human):
         """items: iterable of product dicts in catalogue order; instructions, human: dicts by asin."""
-        packed, offsets, prices, counts, asins, texts = bytearray(), [0], [], [], {}, []
+        packed, offsets, rows, asked, asins, texts = bytearray(), [0], [], [], {}, []
         skipped = Counter()
         for item in items:
             try:
                 asin = item.get("asin") if isinstance(item, dict) else None
                 known = asin if isinstance(asin, str) else None
-                product, price, text = parse_item(item, instructions.get(known, {}), human.get(known, []))
+                product, prices, text = parse_item(item, instructions.get(known, {}), human.get(known, []))
                 if product.asin in asins:
                     raise ValueError("repeated asin")
             except ValueError as reason:
@@ -277,24 +278,31 @@ class Catalogue:
             asins[product.asin] = len(asins)
             packed += json.dumps(astuple(product)[:-1], ensure_ascii=False, separators=(",", ":")).encode()
             offsets.append(len(packed))
-            prices.append((price[0], price[1] if len(price) > 1 else math.nan))
             instructed = bool(product.instruction.strip())
-            counts.append((instructed, math.prod(map(len, product.options.values())) if instructed else 0, len(product.human)))
+            goals = math.prod(map(len, product.options.values())) if instructed else 0
+            rows.append((*prices, *[math.nan] * (2 - len(prices)), instructed, goals, len(product.human), 0))
+            asked.append(product.instruction_attributes)
             texts.append(text)
-        low, high = np.array(prices, float).reshape(-1, 2).T.copy()
-        instructed, combinations, human = np.array(counts, np.int64).reshape(-1, 3).T.copy()
-        packed, offsets = np.frombuffer(bytes(packed), np.uint8), np.array(offsets)
-        index = Index.build(texts, asins)
-        return cls(packed, offsets, low, high, instructed, combinations, human, dict(skipped), index)
+        table = np.array(rows, COLUMNS)
+        goals_with = Counter()
+        for attributes, goals in zip(asked, table["combinations"].tolist()):
+            goals_with.update({attribute: goals * attributes.count(attribute) for attribute in attributes})
+        for number in np.flatnonzero(table["combinations"]):
+            table["weight"][number] = sum(1 / goals_with[attribute] for attribute in asked[number]) / len(asked[number])
+        return cls(np.frombuffer(bytes(packed), np.uint8), np.array(offsets), table, dict(skipped), Index.build(texts, asins))
 
     def save(self, path):
-        arrays = {name: getattr(self, name) for name in ("packed", "offsets", "low", "high", "instructed", "combinations", "human")}
-        arrays["skipped"] = np.frombuffer(json.dumps(self.skipped).encode(), np.uint8)
+        """Writes the cache file.  OSError where that fails; nothing is left behind then."""
+        skipped = np.frombuffer(json.dumps(self.skipped).encode(), np.uint8)
+        index = {f"index_{name}": array for name, array in self.index.arrays().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that another process never reads half a file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as part:
-            np.savez(part, **arrays, **{f"index_{name}": array for name, array in self.index.arrays().items()})
-        os.replace(part.name, path)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        try:  # written aside and renamed, so that another process never reads half a file
+            with open(part, "wb") as file:
+                np.savez(file, packed=self.packed, offsets=self.offsets, table=self.table, skipped=skipped, **index)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def from_cache(cls, path):
@@ -321,8 +329,8 @@ def load(data):
         except (zipfile.BadZipFile, ValueError, KeyError, TypeError, EOFError) as error:
             print(f"webshop: {cache} is damaged ({error}); building it anew", file=sys.stderr)
     if catalogue is None:
-        instructions = dict(stream_json(files[1]))
-        human = dict(stream_json(files[2])) if len(files) > 2 else {}
+        instructions = dict(stream_json(files[1], "{"))
+        human = dict(stream_json(files[2], "{")) if len(files) > 2 else {}
         catalogue = Catalogue.build(stream_json(files[0]), instructions, human)
         try:
             catalogue.save(cache)

@@ -135,13 +135,13 @@ def test_an_index_survives_being_packed_into_arrays():
 def test_json_is_streamed_whatever_the_size_of_a_read(tmp_path, chunk):
     entries = [{"a": [1, {"b": "x]y}"}]}, {"c": "é\"\\"}, "text", []]
     (tmp_path / "list.json").write_text(json.dumps(entries, indent=2))
-    assert list(stream_json(tmp_path / "list.json", chunk)) == entries
+    assert list(stream_json(tmp_path / "list.json", "[", chunk)) == entries
     pairs = {f"key {i}": entry for i, entry in enumerate(entries)}
     (tmp_path / "object.json").write_text(json.dumps(pairs))
-    assert dict(stream_json(tmp_path / "object.json", chunk)) == pairs
+    assert dict(stream_json(tmp_path / "object.json", "{", chunk)) == pairs
 
 
-@pytest.mark.parametrize("content", ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1},', "", "<html>404</html>", '{"a"', b"[\xff]"])
+@pytest.mark.parametrize("content", ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1},', "", "<html>404</html>", '{"a": 1}', b"[\xff]"])
 def test_a_half_downloaded_file_is_one_clear_line(tmp_path, content):
     path = tmp_path / "items_shuffle.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
