@@ -358,7 +358,8 @@ class Nouns:
     @classmethod
     def find(cls, data):
         """The noun file that WEBSHOP_NOUNS names, or that lies beside the data; without one, spaCy and its cache."""
-        beside = sorted(Path(data).glob("*title_nouns.json*")) if data and Path(data).is_dir() else []
+        folder = Path(data) if Path(data).is_dir() else Path(data).parent
+        beside = sorted(folder.glob("*title_nouns.json*"))
         named = os.environ.get("WEBSHOP_NOUNS")
         return cls.read(named) if named else cls.read(beside[0]) if beside else cls()
 

@@ -110,8 +110,10 @@ def webshop(tmp_path_factory):
         pytest.skip("no WebShop products (set WEBSHOP_DATA to the folder that holds items_shuffle*.json)")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEBSHOP_CACHE", str(tmp_path_factory.mktemp("cache")))
-        shared = Path(os.environ.get("GOLDEN") or Path(__file__).parents[2] / "shared" / "golden").parent / "data"
-        beside = sorted(shared.glob("webshop_title_nouns.json*"))
+        folders = [Path(__file__).parents[2] / "shared" / "data"]
+        if os.environ.get("GOLDEN"):
+            folders.insert(0, Path(os.environ["GOLDEN"]).parent / "data")
+        beside = [path for folder in folders for path in folder.glob("webshop_title_nouns.json*")]
         nouns = Nouns.read(beside[0]) if beside and not os.environ.get("WEBSHOP_NOUNS") else Nouns.find(data)
 
         def make(**settings):

@@ -119,6 +119,10 @@ def test_a_query_without_a_known_term_finds_nothing():
         assert index.search(query).tolist() == []
 
 
+def test_an_empty_index_answers():
+    assert Index.build([], []).search("lamp").tolist() == []
+
+
 def test_an_index_survives_being_packed_into_arrays():
     texts = ["red lamp ★", "blue lamp 日本", "", "\ud800 odd"]
     index = Index.build(texts, "abcd")
@@ -483,7 +487,7 @@ def test_an_untagged_title_without_the_tagger_names_the_install_line(tmp_path, m
     assert WebShop(data).reset("goal-0000000")
     (data / "title_nouns.json").write_text('{"B0000')
     with pytest.raises(UserError, match="cannot read the title nouns"):
-        WebShop(data)
+        WebShop(data / "items_shuffle.json")  # a file's neighbours are looked at, too
 
 
 def test_titles_are_tagged_once_and_kept(tmp_path):
