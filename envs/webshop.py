@@ -238,7 +238,7 @@ class WebShop:
             self.name, self.catalogue = "generated shop", Catalogue.build(items, instructions, written)
             self.nouns = nouns or Nouns(shop.title_nouns())
         self.goals = Goals(self.catalogue, human, seed)
-        self.seed, self.show_attrs, self.max_steps = seed, show_attrs, max_steps
+        self.show_attrs, self.max_steps = show_attrs, max_steps
         if not len(self.goals):
             needs = "items_human_ins.json with instructions" if human else "items_ins_v2*.json with instructions"
             raise UserError(f"WebShop: {len(self.catalogue)} products of {self.name}, but no goal; {needs} for these products is needed")
