@@ -22,6 +22,7 @@ import sys
 import time
 import zlib
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -88,11 +89,11 @@ def make_env(args):
     if args.env == "alfworld":
         from envs.alfworld import AlfWorld
 
-        return AlfWorld(engine=args.engine, max_steps=args.max_steps)
+        return AlfWorld(engine=args.engine, max_steps=args.max_steps or 50)
     if args.env == "webshop":
         from envs.webshop import WebShop
 
-        return WebShop(max_steps=args.max_steps)
+        return WebShop(max_steps=args.max_steps or 15)
     raise UserError(f"--env {args.env}: expected alfworld or webshop")
 
 
@@ -324,16 +325,14 @@ class Play:
     skills: list = field(default_factory=list)  # shown in its prompts
 
 
-def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, title="rollout"):
-    """Plays all episodes, `batch` at a time in lockstep; returns their records in the order of `plays`.
+def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout"):
+    """Plays all episodes, at most `batch` at a time in lockstep, shared by `threads`; returns their records in the order of `plays`.
 
     A record is one line of trajectories.jsonl (README, "Files") and, in memory only, per step: prompt_ids, allowed, admissible."""
-    records = []
-    bar = tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty())
-    for first in range(0, len(plays), batch):
-        records += play_together(policy, env, plays[first : first + batch], temperature, max_response, bar)
-    bar.close()
-    return records
+    size = min(batch, math.ceil(len(plays) / threads))
+    parts = [plays[first : first + size] for first in range(0, len(plays), size)]
+    with tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty()) as bar, ThreadPoolExecutor(threads) as pool:
+        return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
 
 
 def play_together(policy, env, plays, temperature, max_response, bar):
@@ -365,7 +364,7 @@ def play_together(policy, env, plays, temperature, max_response, bar):
                     "allowed": allowed,
                     "action": action,
                     "valid": valid,
-                    "fails": action not in before.admissible,
+                    "fails": not env.is_admissible(action, before),
                     "reward": now[i].reward,
                 }
             )
@@ -434,13 +433,15 @@ def discounted_returns(rewards, gamma):
     return returns[::-1]
 
 
-def normalise(values, mode, eps):
-    """(value - mean) / (std + eps) with divisor n - 1, or without the division for mode mean_norm; float64 throughout."""
+def normalise(values, mode, eps, sample=None):
+    """(value - mean) / (std + eps) with divisor n - 1, or without the division for mode mean_norm; statistics of `sample` (default: the
+    values themselves), in float64, where a std below 1e-8 is noise and counts as 0 (A8)."""
     values = np.asarray(values, dtype=np.float64)
-    centred = values - values.mean()
-    if mode == "mean_norm" or len(values) < 2:
+    sample = values if sample is None else np.asarray(sample, dtype=np.float64)
+    centred = values - sample.mean()
+    if mode == "mean_norm" or len(sample) < 2:
         return centred
-    std = values.std(ddof=1)
+    std = sample.std(ddof=1)
     return centred / (std + eps) if std > 1e-8 else np.zeros_like(centred)
 
 
@@ -476,15 +477,9 @@ def gigpo_advantages(
     for name, group in groups.items():
         # (4) the *episode advantage*: how good the whole try was within its group
         scores = [row["row_score"] for row in group]
-        if episode_stats == "trajectories":
-            scores = [row["row_score"] for row in group if row["t"] == 0]
-        if len(scores) == 1:
-            episode_advantages = [row["row_score"] for row in group]  # mean 0 and std 1: the raw score passes through
-        elif episode_stats == "trajectories":
-            of_episode = dict(zip(dict.fromkeys(row["episode"] for row in group), normalise(scores, mode, eps)))
-            episode_advantages = [of_episode[row["episode"]] for row in group]
-        else:
-            episode_advantages = normalise(scores, mode, eps)
+        sample = scores if episode_stats == "rows" else [row["row_score"] for row in group if row["t"] == 0]
+        # a single score passes through raw (mean 0, std 1)
+        episode_advantages = normalise(scores, mode, eps, sample) if len(sample) > 1 else scores
         # (5), (6) the *step advantage*: how good a step was among all visits of the same state in the group
         labels = anchor_groups([row["anchor"] for row in group], similarity)
         members = defaultdict(list)
@@ -714,10 +709,17 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
         n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))
         gated = sum(r.gated for r in batch)  # sum M
         optimizer.zero_grad(set_to_none=True)
-        for part in micro_batches(sequences, args.micro_batch_tokens):
-            loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)
-            loss.backward()
-            total.update(sums)
+        parameters = [p for p in policy.model.parameters() if p.requires_grad]
+
+        def gradients(part):
+            loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
+            return torch.autograd.grad(loss, parameters), sums  # noqa: B023
+
+        with ThreadPoolExecutor(args.threads) as pool:  # summed in order, so the result does not depend on who is first
+            for grads, sums in pool.map(gradients, micro_batches(sequences, args.micro_batch_tokens)):
+                for p, grad in zip(parameters, grads):
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+                total.update(sums)
         norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), args.grad_clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
@@ -813,11 +815,11 @@ def skills_file(path):
 # "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
 PRESETS = {
     "laptop": dict(
-        model="tiny/alfworld", max_steps=50, groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
+        model="tiny/alfworld", groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
         old_logprobs="sampler", iterations=1000, save_every=1,
     ),
     "paper": dict(
-        model="Qwen/Qwen2.5-7B-Instruct", max_steps=50, groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
+        model="Qwen/Qwen2.5-7B-Instruct", groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
         mini_batch_rows=256, old_logprobs="trainer", iterations=150, save_every=10,
     ),
 }  # fmt: skip
@@ -835,13 +837,13 @@ def base_parser(doc):
     g.add_argument("--model", help="Hugging Face folder or hub name of the base policy")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
-    g.add_argument("--threads", type=positive_int, default=min(2, os.cpu_count() or 1), help="CPU threads")
+    g.add_argument("--threads", type=positive_int, default=min(2, os.cpu_count() or 1), help="CPU threads, each with its own part of the episodes and micro-batches")
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
     g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="note of what was visited in compact prompts")
     g = p.add_argument_group("rollout")
     g.add_argument("--env", default="alfworld", help="alfworld or webshop")
     g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
-    g.add_argument("--max-steps", type=positive_int, help="steps per episode")
+    g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
     g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
     return p
@@ -910,7 +912,7 @@ def parse_args(parser, **phase_defaults):
     for name in ("temperature", "minutes", "gamma"):
         if getattr(args, name, None) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: no CUDA device found; use --device cpu")
     return args
@@ -1048,16 +1050,16 @@ class Run:
         print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
 
 
-def start(args, phase, source, state, ref_always=False):
+def start(args, phase, source, state):
     """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
     weights that the phase starts from."""
-    check_model(str(source))
     env = make_env(args)
     tasks = train_tasks(env, args)
+    check_model(str(source))
     run = Run(args, phase, state)
     print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
     policy = Policy(run.checkpoint or source, args.device, args.dtype, args.note, args.constrain)
-    ref_policy = Policy(source, args.device, args.dtype, args.note, args.constrain) if args.beta > 0 or ref_always else None
+    ref_policy = Policy(source, args.device, args.dtype, args.note, args.constrain) if args.beta > 0 else None
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
     run.restore(policy, optimizer)
     return run, env, tasks, policy, ref_policy, optimizer

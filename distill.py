@@ -108,7 +108,7 @@ def main():
     for k in run.iterations():
         began = time.time()
         plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response)
+        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:

@@ -97,7 +97,7 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
             skills = retrieve(active, world.task, env.task_type(task_id), args.show)
         for repetition in range(args.repetitions):
             plays.append(Play(task_id, task_id, ("evaluate", args.seed, task_id, repetition), skills))
-    records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, f"{arm}, {split}")
+    records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads, f"{arm}, {split}")
     return [
         {
             "arm": arm,

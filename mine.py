@@ -168,7 +168,7 @@ def main():
             run.append("rejected.jsonl", rejected)
             print(f"mined {len(new)} candidates, rejected {dict(Counter(r['reason'] for r in rejected))}", flush=True)
         plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response)
+        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:

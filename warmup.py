@@ -63,7 +63,7 @@ def main():
     for k in run.iterations():
         began = time.time()
         plays = plain_groups(sample_tasks(tasks, args, PHASE, k), args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response)
+        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
         losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)

@@ -11,6 +11,7 @@ members below will do (duck typing, no base class); `make_env` in common.py is t
     reset(task_id, seed=0) -> Step     a new episode
     step(action) -> Step               one action; an unknown action is an observation, never an exception
     task                               the goal sentence of the running episode
+    is_admissible(action, step)        whether the world knows the action in that state (metrics only)
     max_steps                          an episode is cut after that many steps
 
 and, because only the environment speaks its language, the words of the agent's prompts:

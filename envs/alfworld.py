@@ -37,6 +37,7 @@ class AlfWorld:
 
     split_names = SPLITS
     anchor = staticmethod(lambda observation: observation)
+    is_admissible = staticmethod(lambda action, step: action in step.admissible)
     prompt = staticmethod(alfworld_prompts.prompt)
     continuation = staticmethod(alfworld_prompts.continuation)
     parse = staticmethod(alfworld_prompts.parse)

@@ -467,6 +467,9 @@ class WebShop:
     # ---- words: see webshop_prompts.py ----
 
     anchor = staticmethod(webshop_prompts.anchor)
+    is_admissible = staticmethod(
+        lambda action, step: action in step.admissible or (action.startswith("search[") and step.admissible[0].startswith("search["))
+    )
     prompt = staticmethod(webshop_prompts.prompt)
     continuation = staticmethod(webshop_prompts.continuation)
     parse = staticmethod(webshop_prompts.parse)

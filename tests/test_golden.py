@@ -14,7 +14,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from common import gigpo_advantages, kl_k3, policy_loss
 from envs import UserError
 from envs.alfworld import AlfWorld
 from envs.alfworld_engine import Game
@@ -251,3 +253,61 @@ def test_webshop_nouns_of_spacy_are_those_of_the_recorded_titles(webshop):
             assert tagger(env.catalogue.product(env.catalogue.by_asin[asin])) == nouns, asin
     except UserError as error:
         pytest.skip(str(error))
+
+
+# ---- GiGPO -------------------------------------------------------------------------------------------------------------------------
+
+
+def close(found, expected, tolerance):
+    return torch.tensor(found, dtype=torch.float64).sub(torch.tensor(expected, dtype=torch.float64)).abs().max() <= tolerance
+
+
+def advantage_rows(case, **more):
+    settings = case["params"]
+    names = {"invalid_coef": "invalid_cost", "epsilon": "eps"}
+    episodes = [
+        dict(zip(("anchors", "rewards", "valid"), list(zip(*t["steps"]))[:3])) | {"group": t["group"]}
+        for t in case["trajectories"]
+    ]
+    return gigpo_advantages(episodes, **{names.get(key, key): value for key, value in settings.items()}, **more)
+
+
+def test_gigpo_advantages_are_those_of_the_reference():
+    cases = recording("gigpo.json")["advantage_cases"]
+    assert cases
+    for case in cases:
+        rows, expected = advantage_rows(case), case["expected"]
+        assert close([r["step_return"] for r in rows], expected["step_return_penalized"], 1e-5), case["name"]
+        assert close([r["row_score"] for r in rows], expected["row_score"], 1e-5), case["name"]
+        for ours, theirs in (("episode_advantage", "episode_adv"), ("step_advantage", "step_adv"), ("advantage", "advantage")):
+            assert close([r[ours] for r in rows], expected[theirs], 2e-4), (case["name"], ours)
+        labels = list(zip([r["anchor"] for r in rows], expected["step_group"]))
+        assert len({a for a, _ in labels}) == len({b for _, b in labels}) == len(set(labels)), case["name"]
+        if "episode_adv_per_trajectory" in expected:
+            rows = advantage_rows(case, episode_stats="trajectories")
+            assert close([r["episode_advantage"] for r in rows], expected["episode_adv_per_trajectory"], 2e-4), case["name"]
+
+
+def test_gigpo_losses_and_their_gradients_are_those_of_the_reference():
+    cases = recording("gigpo.json")["loss_cases"]
+    assert cases
+    for case in cases:
+        settings, expected, inputs = case["params"], case["expected"], case["inputs"]
+        count = torch.tensor(inputs["n_tokens"])
+        logp, old, ref, advantage, entropy = (
+            torch.tensor(inputs[key], dtype=torch.float64) for key in ("logp", "old_logp", "ref_logp", "advantage", "entropy")
+        )
+        real = torch.arange(logp.shape[1]) < count[:, None]
+        logp.requires_grad_()
+        loss, clipped, capped = policy_loss(
+            logp, old, advantage, settings["clip_low"], settings["clip_high"], settings["dual_clip_c"]
+        )
+        pg, kl = loss[real].mean(), kl_k3(logp, ref)[real].mean()
+        total = pg - settings["entropy_coef"] * entropy[real].mean() + settings["kl_coef"] * kl
+        for found, name in ((pg, "pg_loss"), (kl, "kl_loss_k3"), (total, "total_loss")):
+            assert found.item() == pytest.approx(expected[name], abs=1e-5), (case["name"], name)
+        assert clipped[real].double().mean().item() == pytest.approx(expected["clip_fraction"], abs=1e-5), case["name"]
+        assert capped[real].double().mean().item() == pytest.approx(expected["dual_clip_fraction"], abs=1e-5), case["name"]
+        for part, name in ((pg, "grad_pg_wrt_logp"), (kl, "grad_kl_wrt_logp")):
+            gradient = torch.autograd.grad(part, logp, retain_graph=True)[0]
+            assert close(gradient[real].tolist(), torch.tensor(expected[name])[real].tolist(), 1e-5), (case["name"], name)

@@ -20,6 +20,7 @@ import os
 import random
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from envs import Step, alfworld_prompts, houses, houses_tables  # noqa: E402
-from tiny.players import CAREFUL, CONDITIONS, Player, clause_text, clauses_of, describe, general_skill, read_task, where_skill  # noqa: E402
+from tiny.players import CONDITIONS, Player, clauses_of, describe, general_skill, read_task, where_skill  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 MAX_STEPS, MAX_TOKENS = 50, 900
@@ -79,6 +80,27 @@ def make_model(n_tokens, args):
         eos_token_id=2,
     )
     return Qwen3ForCausalLM(config)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, orthogonalised (Jordan et al. 2024): as torch.optim.Muon, but in float32, since bfloat16 products crawl on most CPUs."""
+
+    def __init__(self, matrices, lr, momentum=0.95):
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self):
+        group = self.param_groups[0]
+        for p in group["params"]:
+            mean = self.state[p].setdefault("mean", torch.zeros_like(p))
+            mean.lerp_(p.grad, 1 - group["momentum"])
+            x = p.grad.lerp(mean, group["momentum"])  # Nesterov
+            x = (x.T if p.shape[0] > p.shape[1] else x) / (x.norm() + 1e-7)
+            for _ in range(5):  # Newton-Schulz: all singular values to about 1
+                square = x @ x.T
+                x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+            x = x.T if p.shape[0] > p.shape[1] else x
+            p.add_(x, alpha=-group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
 
 class Composed:
@@ -174,89 +196,95 @@ def writing_example(tokenizer, task, history, last, stream):
     return prompt + answer, [0] * len(prompt) + [1] * len(answer)
 
 
-class Batches(torch.utils.data.IterableDataset):
-    """Endless batches; batch k depends on (seed, k) only, so that training resumes exactly."""
-
-    def __init__(self, tokenizer, args, first):
-        self.tokenizer, self.args, self.first = tokenizer, args, first
-
-    def __iter__(self):
-        k = self.first
-        while True:
-            yield self.batch(k)
-            k += 1
-
-    def batch(self, k):
-        stream = random.Random(f"{self.args.seed}/{k}")
-        examples = []
-        while len(examples) < self.args.batch:
-            task_id = f"pretrain/{stream.randrange(10_000_000):07d}"
-            draw = stream.random()
-            plain = draw < 0.25
-            task, skills, history, last = play(task_id, lambda kind, thing, p=plain: [] if p else random_skills(kind, thing, stream), stream)
-            style = "compact" if stream.random() < 0.15 else "compact+note"
-            if draw < 0.8:
-                if stream.random() < 0.7:  # careless episodes are long and teach little at their end
-                    history = history[:24]
-                examples.append(acting_example(self.tokenizer, task, skills, history, style))
-            elif last.won:
-                examples.append(writing_example(self.tokenizer, task, history, last, stream))
-        length = min(MAX_TOKENS + 64, max(len(ids) for ids, _ in examples))
-        ids = torch.tensor([(i + [0] * length)[:length] for i, _ in examples])
-        learn = torch.tensor([(t + [0] * length)[:length] for _, t in examples], dtype=torch.bool)
-        return ids, learn
+def make_batch(tokenizer, args, *key):
+    """(ids, learn), each (batch, T); depends on the key only, so that training resumes exactly."""
+    stream = random.Random("/".join(map(str, key)))
+    examples = []
+    while len(examples) < args.batch:
+        task_id = f"pretrain/{stream.randrange(10_000_000):07d}"
+        draw = stream.random()
+        plain = draw < 0.15
+        task, skills, history, last = play(task_id, (lambda kind, thing: []) if plain else partial(random_skills, stream=stream), stream)
+        style = "compact" if stream.random() < 0.15 else "compact+note"
+        if draw < 0.85:
+            if stream.random() < 0.7:  # careless episodes are long and teach little at their end
+                history = history[:24]
+            examples.append(acting_example(tokenizer, task, skills, history, style))
+        elif last.won:
+            examples.append(writing_example(tokenizer, task, history, last, stream))
+    examples.sort(key=lambda example: len(example[0]))
+    length = min(MAX_TOKENS + 64, len(examples[-1][0]))
+    ids = torch.tensor([(i + [0] * length)[:length] for i, _ in examples])
+    return ids, torch.tensor([(t + [0] * length)[:length] for _, t in examples], dtype=torch.bool)
 
 
 # ---- training ------------------------------------------------------------------------------------------------------------------
 
 
-def train(args):
+def train(rank, args):
+    """One of args.processes identical processes, each with its own part of the batch: small matrices gain nothing from more threads."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{args.state}.rendezvous", rank=rank, world_size=args.processes)
     tokens = vocabulary()
     tokenizer = make_tokenizer(tokens)
     model = make_model(len(tokens), args)
     composed = Composed(tokens, args.width, args.seed)
     body = [p for name, p in model.model.named_parameters() if name != "embed_tokens.weight"]
-    optimizer = torch.optim.AdamW([*body, composed.vectors], lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    matrices = [p for p in body if p.dim() == 2]  # Muon learns to copy in half the steps that AdamW needs (LAB.md)
+    others = [p for p in body if p.dim() != 2] + [composed.vectors]
+    optimizers = [
+        Muon(matrices, lr=args.muon_lr),
+        torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
     size = sum(p.numel() for p in body) + composed.matrix.shape[0] * args.width
-    print(f"{size:,} parameters, {len(tokens)} tokens, {composed.vectors.shape[0]} embedding parts", flush=True)
+    say = print if rank == 0 else lambda *args, **kwargs: None
+    say(f"{size:,} parameters, {len(tokens)} tokens, {composed.vectors.shape[0]} embedding parts", flush=True)
     state, first = Path(args.state), 0
     if state.exists():
         saved = torch.load(state, weights_only=True)
         model.load_state_dict(saved["model"])
         composed.vectors.data.copy_(saved["vectors"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, kept in zip(optimizers, saved["optimizers"]):
+            optimizer.load_state_dict(kept)
         first = saved["step"]
-        print(f"going on from step {first}", flush=True)
-    state.parent.mkdir(parents=True, exist_ok=True)
-    loader = iter(torch.utils.data.DataLoader(Batches(tokenizer, args, first), batch_size=None, num_workers=1, prefetch_factor=8))
+        say(f"going on from step {first}", flush=True)
     began, seen, recent = time.time(), 0, []
     for k in range(first, args.steps):
-        ids, learn = next(loader)
-        rate = args.lr * min(1.0, (k + 1) / 100) * max(0.02, 1 - k / args.steps)  # warm-up, then linear to almost 0
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        ids, learn = make_batch(tokenizer, args, args.seed, k, rank)
+        schedule = min(1.0, (k + 1) / 100) * max(0.02, 1 - k / args.steps)  # warm-up, then linear to almost 0
+        for optimizer, rate in zip(optimizers, (args.muon_lr, args.lr)):
+            optimizer.param_groups[0]["lr"] = rate * schedule
+            optimizer.zero_grad(set_to_none=True)
         loss = 0.0
-        optimizer.zero_grad(set_to_none=True)
-        order = learn.size(1) - learn.flip(1).int().argmax(1)  # used length of each row: the last target's position + 1
         total = learn.sum()
-        for part in order.argsort().split(args.micro):  # rows of about the same length together: little padding
-            width = int(order[part].max())
+        for part in torch.arange(len(ids)).split(args.micro):  # sorted by length: little padding
+            width = int((ids[part] > 0).any(0).nonzero()[-1]) + 1
             x, y = ids[part, :width], learn[part, :width]
             table = composed.table()
             hidden = functional_call(model.model, {"embed_tokens.weight": table}, (), {"input_ids": x, "use_cache": False})
-            logits = hidden.last_hidden_state[:, :-1][y[:, 1:]] @ table.T
-            piece = F.cross_entropy(logits, x[:, 1:][y[:, 1:]], reduction="sum") / total
-            piece.backward()
+            logits = hidden.last_hidden_state[:, :-1] @ table.T
+            each = F.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="none").view_as(y[:, 1:])
+            piece = each[y[:, 1:]].sum() / total
+            # what the world answers is not the policy's business, but reading closely enough to foresee it teaches to read
+            rest = each[(x[:, 1:] > 0) & ~y[:, 1:]].sum() / (x > 0).sum() * len(part) / len(learn)
+            (piece + args.world * rest).backward()
             loss += piece.item()
             seen += x.numel()
+        flat = torch.cat([p.grad.flatten() for p in [*body, composed.vectors]]) / args.processes
+        torch.distributed.all_reduce(flat)
+        for p, grad in zip([*body, composed.vectors], flat.split([p.numel() for p in [*body, composed.vectors]])):
+            p.grad.copy_(grad.view_as(p))
         torch.nn.utils.clip_grad_norm_([*body, composed.vectors], 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         recent = (recent + [loss])[-50:]
         if (k + 1) % 25 == 0:
-            print(f"step {k + 1}/{args.steps}  loss {sum(recent) / len(recent):.4f}  {seen / (time.time() - began):.0f} tokens/s", flush=True)
-        if (k + 1) % 100 == 0 or k + 1 == args.steps:
+            rate = args.processes * seen / (time.time() - began)
+            say(f"step {k + 1}/{args.steps}  loss {sum(recent) / len(recent):.4f}  {rate:.0f} tokens/s", flush=True)
+        if rank == 0 and ((k + 1) % 100 == 0 or k + 1 == args.steps):
             part = f"{state}.part"
-            saved = {"model": model.state_dict(), "vectors": composed.vectors.data, "optimizer": optimizer.state_dict(), "step": k + 1}
+            saved = {"model": model.state_dict(), "vectors": composed.vectors.data, "step": k + 1}
+            saved["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             torch.save(saved, part)
             os.replace(part, state)
             with torch.no_grad():
@@ -271,8 +299,9 @@ def train(args):
 
 def check(args):
     """Plays the gates on houses never trained on; prints one JSON line and returns whether all hold."""
-    from common import Play, Policy, generate, rollout
     from envs.alfworld import AlfWorld
+
+    from common import Play, Policy, generate, rollout
 
     policy = Policy(args.out)
     env = AlfWorld(houses=True, max_steps=MAX_STEPS)
@@ -331,17 +360,21 @@ def main():
     parser.add_argument("--check", action="store_true", help="only play the gates")
     parser.add_argument("--games", type=int, default=300, help="houses per gate")
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=48, help="examples per step")
-    parser.add_argument("--micro", type=int, default=16, help="examples per forward pass")
-    parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--batch", type=int, default=24, help="examples per step and process")
+    parser.add_argument("--micro", type=int, default=12, help="examples per forward pass")
+    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of embeddings and norms (AdamW)")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="peak learning rate of the matrices (Muon)")
+    parser.add_argument("--world", type=float, default=0.3, help="weight of predicting what the world answers")
     parser.add_argument("--width", type=int, default=128, help="hidden size")
-    parser.add_argument("--layers", type=int, default=4, help="layers")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--layers", type=int, default=3, help="layers")
+    parser.add_argument("--processes", type=int, default=2, help="training processes, one core each")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     if not args.check:
-        train(args)
+        Path(args.state).resolve().parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{args.state}.rendezvous").unlink(missing_ok=True)
+        args.state = str(Path(args.state).resolve())
+        torch.multiprocessing.spawn(train, (args,), nprocs=args.processes)
     sys.exit(0 if check(args) else 1)
 
 
