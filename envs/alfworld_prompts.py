@@ -108,7 +108,7 @@ def prompt(task, history, step, skills, style):
         return f"{role}{hints}Your observation is: {step.observation}\n{ask}"
     first = max(0, len(history) - HISTORY)
     past = "\n".join(
-        f"[observation {t + 1}: '{seen.observation}', action {t + 1}: '{action}']" for t, (seen, action) in enumerate(history[first:], first)
+        f"[observation {t}: '{seen.observation}', action {t}: '{action}']" for t, (seen, action) in enumerate(history[first:], first + 1)
     )
     return (
         f"{role}Your task is to: {task}\n{hints}"

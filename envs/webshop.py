@@ -468,7 +468,7 @@ class WebShop:
 
     anchor = staticmethod(webshop_prompts.anchor)
     is_admissible = staticmethod(
-        lambda action, step: action in step.admissible or (action.startswith("search[") and step.admissible[0].startswith("search["))
+        lambda action, step: action in step.admissible or (action.startswith("search[") and "search[<your query>]" in step.admissible)
     )
     prompt = staticmethod(webshop_prompts.prompt)
     continuation = staticmethod(webshop_prompts.continuation)

@@ -117,6 +117,24 @@ def test_an_object_tells_what_was_done_to_it():
     assert play.step("examine apple 1") == "This is a cold apple 1."
     transcript(play, "move apple 1 to fridge 1", "go to countertop 1", "take pot 1 from countertop 1")
     assert play.step("examine pot 1") == "This is a normal pot 1. In it, you see a apple 3."  # and not itself
+    more = "".join(f"(objectType Egg_bar_{n} EggType) (inReceptacleObject Egg_bar_{n} Pot_bar_1)" for n in (3, 1, 2))
+    play = Game.from_text(kitchen(facts=KITCHEN + more)).start()
+    transcript(play, "go to countertop 1", "take pot 1 from countertop 1")
+    assert play.step("examine pot 1").endswith("you see a apple 3, a egg 3, a egg 2, and a egg 1.")
+
+
+def test_a_door_can_be_closed_again_and_a_knife_slices_through_it():
+    play = Game.from_text(kitchen()).start()
+    assert play.step("look") == "You are in the middle of a room. Looking quickly around you, you see nothing."
+    transcript(play, "go to countertop 2", "open cabinet 1", "take knife 1 from countertop 2")
+    assert "move knife 1 to cabinet 1" not in play.admissible()  # a cabinet holds no knives in this kitchen
+    assert play.step("close cabinet 1") == "You close the cabinet 1."
+    assert play.step("examine cabinet 1") == "The cabinet 1 is closed."
+    here = [command for command in play.admissible() if not command.startswith(("go to", "help", "inventory", "look"))]
+    assert here == ["examine cabinet 1", "examine countertop 2", "examine knife 1", "move knife 1 to countertop 2", "open cabinet 1",
+                    "slice apple 3 with knife 1", "use desklamp 1"]
+    assert transcript(play, "go to fridge 1", "slice apple 1 with knife 1") == [
+        "You arrive at fridge 1. The fridge 1 is closed.", "You sliced the apple 1 with the knife 1."]
 
 
 def test_all_six_kinds_of_goals_are_reached_and_can_be_undone():
@@ -140,6 +158,19 @@ def test_all_six_kinds_of_goals_are_reached_and_can_be_undone():
         assert won == [False] * (len(way) - 1) + [True], goal
         play.step("go to sinkbasin 1" if goal == "look" else next(c for c in play.admissible() if c.startswith(f"take {way[-1][5:12]}")))
         assert not play.won, goal
+    # an apple in two places at once is processed while it still lies on the counter top
+    for goal, tool in (("hot", "microwave 1"), ("clean", "sinkbasin 1"), ("cool", "fridge 1")):
+        verb = {"hot": "heat"}.get(goal, goal)
+        play = Game.from_text(kitchen(goal)).start()
+        transcript(play, "go to cabinet 1", "open cabinet 1", "take apple 3 from cabinet 1", f"go to {tool}")
+        assert not play.won
+        play.step(f"{verb} apple 3 with {tool}")
+        assert play.won, goal
+    # another lamp than the goal's does not count
+    lamp = "(objectType FloorLamp_bar_1 FloorLampType) (inReceptacle FloorLamp_bar_1 Fridge_bar_1) (toggleable FloorLamp_bar_1)"
+    play = Game.from_text(kitchen("look", KITCHEN + lamp)).start()
+    transcript(play, *fetch)
+    assert play.step("use floorlamp 1") == "You turn on the floorlamp 1." and not play.won
     assert Game.from_text(kitchen("")).task_type == "pick_and_place_simple"
     assert Game.from_text(kitchen("look")).task_type == "look_at_obj_in_light"
 

@@ -37,8 +37,8 @@ HERE = Path(__file__).resolve().parent
 MAX_STEPS, MAX_TOKENS = 50, 900
 PAD, UNK, EOS = "[pad]", "[unk]", "\n"
 NUMBERS = 10  # object instances per class that have a token; a receptacle class has as many as any room can have
-OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put look at examine the under with hot cool clean
-heat find and in on go open close take from move to use slice inventory help see nothing closed next none face hold fails ok normal won
+OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put look at examine the under with hot cool
+clean heat find and in on go open close take from move to use slice inventory help see nothing closed next none face hold fails ok normal won
 search every place once what is its both one both then"""
 
 
