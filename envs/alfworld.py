@@ -108,7 +108,7 @@ class AlfWorld:
         game = self.game(task_id)  # for the official engine too: it tells a damaged file in one line
         self.play = game.start() if self.engine == "fast" else TextWorldPlay(self.path(task_id), self.play)
         self.task = game.task
-        self.steps_left, self.over = self.max_steps, False
+        self.steps_left = self.max_steps
         return self.seen()
 
     def step(self, action):

@@ -261,6 +261,7 @@ def test_help_is_not_offered_but_played():
     env = AlfWorld(houses=True)
     step = env.reset(env.tasks("train")[0])
     assert "help" not in step.admissible and "help" in env.play.admissible() and step.admissible == sorted(step.admissible)
+    assert env.is_admissible("look", step) and not env.is_admissible("help", step)
     assert env.step("help").observation.startswith("Available commands:")
     assert env.anchor("The fridge 1 is closed.") == "The fridge 1 is closed."
 
@@ -413,6 +414,7 @@ def test_the_official_engine_without_its_packages_names_the_install_line(monkeyp
     monkeypatch.setattr(alfworld, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[alfworld\]'"):
         AlfWorld(houses=True, engine="textworld")
+    assert AlfWorld(houses=True).reset("houses/train/00000").admissible  # ours needs none of them
 
 
 def test_which_data_is_played_follows_argument_environment_download_and_houses_in_this_order(folder, tmp_path, monkeypatch):
