@@ -340,6 +340,10 @@ def test_tasks_are_sorted_folders_and_splits_are_kept_apart(folder):
     assert env.tasks("train") == ["train/pick_heat_then_place_in_recep-Mug-None-Shelf-20/trial_1",
                                   "train/pick_two_obj_and_place-Pen-None-Desk-301/trial_2"]
     assert env.tasks("valid_seen") == ["valid_seen/look_at_obj_in_light-Mug-None-DeskLamp-301/trial_3"]
+    for number in range(20):  # folders come in any order
+        add_game(folder, f"valid_unseen/pick_and_place_simple-Pen-None-Desk-30{number % 7}/trial_{number}")
+    unseen = AlfWorld(folder).tasks("valid_unseen")
+    assert len(unseen) == 20 and unseen == sorted(unseen)
     assert env.task_type(env.tasks("train")[0]) == "pick_heat_then_place_in_recep"
     assert env.describe("train") == f"train: 2 ALFWorld games in {folder / 'json_2.1.1'}"
 
