@@ -815,7 +815,7 @@ def skills_file(path):
 # "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
 PRESETS = {
     "laptop": dict(
-        model="tiny/alfworld", groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
+        groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
         old_logprobs="sampler", iterations=1000, save_every=1,
     ),
     "paper": dict(
@@ -834,7 +834,7 @@ def base_parser(doc):
     g.add_argument("--preset", choices=list(PRESETS), default="laptop", help="set of defaults: a million parameters, or the paper's 7B")
     g.add_argument("--seed", type=int, default=0, help="of every random stream")
     g = p.add_argument_group("policy")
-    g.add_argument("--model", help="Hugging Face folder or hub name of the base policy")
+    g.add_argument("--model", help="Hugging Face folder or hub name of the base policy (laptop: the stand-in, tiny/ENV)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
     g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
     threads = min(2, os.cpu_count() or 1)
@@ -910,6 +910,8 @@ def parse_args(parser, **phase_defaults):
     chosen = PRESETS[preset] | phase_defaults.get(preset, {})
     parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
     args = parser.parse_args()
+    if args.model is None:
+        args.model = os.path.relpath(Path(__file__).parent / "tiny" / args.env)
     for name in ("temperature", "minutes", "gamma"):
         if getattr(args, name, None) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")

@@ -9,13 +9,15 @@ Two styles of the same information:
                   [hint : when ... : ...]
                   room : cabinet 6 countertop 2 fridge 1 ...            each class with its largest number
                   go to cabinet 1                                       <- response
-                  closed next cabinet 2 countertop 1                    <- observation (and note)
+                  closed next cabinet 2 countertop 1 ; mug shelf        <- observation, note, and what the task is about: chat prompts
+                                                                           repeat the task in every step, too
     compact+note is compact with a note after each `go to`: the next place of this class, and the next place in list order, that
     the agent has not been to.  The agent's own actions determine it; it says nothing about the state of the game.
 """
 
 import json
 import re
+from functools import lru_cache
 
 from envs import action_span, skill_section
 
@@ -71,6 +73,31 @@ def visit_note(history):
     return f" next {first_unvisited([here])} {first_unvisited(room)}"
 
 
+# the task sentences (alfworld.md section 9): what is to be done (None: the word itself), with which class of object and which place
+SENTENCES = [
+    (re.compile(r"put a (?P<kind>hot|cool|clean) (?P<thing>\w+) in (?P<place>\w+)"), None),
+    (re.compile(r"(?P<kind>heat|cool|clean) some (?P<thing>\w+) and put it in (?P<place>\w+)"), None),
+    (re.compile(r"(?:look at|examine the) (?P<thing>\w+) (?:under|with) the (?P<place>\w+)"), "examine"),
+    (re.compile(r"put two (?P<thing>\w+) in (?P<place>\w+)"), "two"),
+    (re.compile(r"find two (?P<thing>\w+) and put them in (?P<place>\w+)"), "two"),
+    (re.compile(r"put (?:a|some) (?P<thing>\w+) (?:in|on) (?P<place>\w+)"), "put"),
+]
+
+
+@lru_cache(10_000)
+def read_task(task):
+    """(kind, object class, place class) of a task sentence; kind is heat, cool, clean, examine, two or put.  ValueError for others."""
+    for pattern, kind in SENTENCES:
+        if match := pattern.match(task):
+            return kind or match["kind"].replace("hot", "heat"), match["thing"], match["place"]
+    raise ValueError(f"not a task sentence of ALFWorld: {task!r}")
+
+
+def task_of(history):
+    """The goal sentence, which the first observation ends with."""
+    return history[0][0].observation.rsplit(TASK_PREFIX, 1)[1]
+
+
 def compact_header(task, intro, skills):
     room = " ".join(f"{name} {count}" for name, count in room_list(intro).items())
     return f"task : {task}\n{skill_section(skills, 'compact')}room : {room}\n"
@@ -82,7 +109,8 @@ def continuation(history, step, style):
         return None
     arrived = history[-1][1].startswith("go to ") and step.observation.startswith("You arrive")
     note = visit_note(history) if style == "compact+note" and arrived else ""
-    return compact_observation(step.observation) + note + "\n"
+    _, thing, place = read_task(task_of(history))
+    return f"{compact_observation(step.observation)}{note} ; {thing} {place}\n"
 
 
 # ---- both styles ---------------------------------------------------------------------------------------------------------------

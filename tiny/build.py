@@ -31,15 +31,16 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from envs import Step, alfworld_prompts, houses, houses_tables  # noqa: E402
-from tiny.players import CONDITIONS, Player, clauses_of, describe, general_skill, read_task, where_skill  # noqa: E402
+from envs.alfworld_prompts import read_task  # noqa: E402
+from tiny.players import CONDITIONS, Player, clauses_of, describe, general_skill, where_skill  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 MAX_STEPS, MAX_TOKENS = 50, 900
 PAD, UNK, EOS = "[pad]", "[unk]", "\n"
 NUMBERS = 10  # object instances per class that have a token; a receptacle class has as many as any room can have
 OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put look at examine the under with hot cool
-clean heat find and in on go open close take from move to use slice inventory help see nothing closed next none face hold fails ok normal won
-search every place once what is its both one both then"""
+clean heat find and in on go open close take from move to use slice inventory help see nothing closed next none face hold fails
+ok normal won search every place once what is its both one then"""
 
 
 # ---- vocabulary and model ------------------------------------------------------------------------------------------------------
@@ -299,9 +300,8 @@ def train(rank, args):
 
 def check(args):
     """Plays the gates on houses never trained on; prints one JSON line and returns whether all hold."""
-    from envs.alfworld import AlfWorld
-
     from common import Play, Policy, generate, rollout
+    from envs.alfworld import AlfWorld
 
     policy = Policy(args.out)
     env = AlfWorld(houses=True, max_steps=MAX_STEPS)

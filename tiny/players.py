@@ -12,17 +12,8 @@ in its prompt asks of it, and careful at what a fitting skill says, clause by cl
 
 import re
 
-from envs.alfworld_prompts import room_list
+from envs.alfworld_prompts import read_task, room_list
 
-# (pattern of the task sentence, short name of the type); alfworld.md section 9
-SENTENCES = [
-    (r"put a (?P<w>hot|cool|clean) (?P<o>\w+) in (?P<r>\w+)", None),
-    (r"(?P<w>heat|cool|clean) some (?P<o>\w+) and put it in (?P<r>\w+)", None),
-    (r"(?:look at|examine the) (?P<o>\w+) (?:under|with) the (?P<r>\w+)", "examine"),
-    (r"put two (?P<o>\w+) in (?P<r>\w+)", "two"),
-    (r"find two (?P<o>\w+) and put them in (?P<r>\w+)", "two"),
-    (r"put (?:a|some) (?P<o>\w+) (?:in|on) (?P<r>\w+)", "put"),
-]
 VERBS = {"heat": "microwave", "cool": "fridge", "clean": "sinkbasin"}
 CONDITIONS = {"put": "you put something", "examine": "you examine something", "two": "you put two things"}
 CONDITIONS |= {verb: f"you {verb} something" for verb in VERBS}
@@ -33,14 +24,6 @@ CARELESS = {"once": 0.1, "open": 0.13, "take": 0.22, "process": 0.12, "put": 0.1
 CAREFUL = 0.985  # the same chance where a skill asks for it
 IDLE = 0.18  # chance of a pointless action when careless
 BACK = 0.72  # chance that careless search returns to a place where the player has been
-
-
-def read_task(task):
-    """(kind, object class, target class) of a task sentence; kind is a key of CONDITIONS."""
-    for pattern, kind in SENTENCES:
-        if match := re.match(pattern, task):
-            return kind or match["w"].replace("hot", "heat"), match["o"], match["r"]
-    raise ValueError(f"not a task sentence: {task!r}")
 
 
 def clause_text(clause, kind):

@@ -1,0 +1,245 @@
+"""The scripts: errors before any model loads, every phase killed at random moments, learning.   pytest tests/test_phases.py"""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+
+import common
+import distill
+import evaluate
+import mine
+import warmup
+from common import UserError
+from tests.conftest import run_main
+
+SMALL = "--groups 3 --group-size 4 --max-steps 30 --threads 1 --mini-batch-rows 200 --seed 1".split()
+PHASES = {
+    warmup: [*SMALL, "--iterations", "3", "--stop-at", "0"],
+    mine: [*SMALL, "--iterations", "3", "--mine-every", "2", "--promote-all"],
+    distill: [*SMALL, "--iterations", "3", "--k-warm", "0"],
+}
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """Runs in a folder of its own, on generated houses whatever data this machine has."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of all three phases, not interrupted; tests copy it."""
+    folder, before = tmp_path_factory.mktemp("finished"), os.getcwd()
+    os.chdir(folder)
+    kept = {key: os.environ.pop(key, None) for key in ("ALFWORLD_DATA", "HOME")}
+    os.environ["HOME"] = str(folder)
+    try:
+        for script, arguments in PHASES.items():
+            sys.argv = [script.__name__, *arguments]
+            script.main()
+    finally:
+        os.chdir(before)
+        os.environ.update({key: value for key, value in kept.items() if value})
+    return folder / "runs"
+
+
+def weights(phase):
+    with open(f"runs/default/{phase}/policy/model.safetensors", "rb") as file:
+        return file.read()
+
+
+# ---- robustness ----
+
+
+def child(script, arguments):
+    sys.argv = [script.__name__, *arguments]
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    script.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", PHASES, ids=lambda script: script.__name__)
+def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, finished):
+    names = [one.__name__ for one in PHASES]
+    for before in names[: names.index(script.__name__)]:
+        shutil.copytree(finished / "default" / before, f"runs/default/{before}")
+    done = json.loads((finished / "default" / script.__name__ / "done").read_text())
+    fork, stream, kills = multiprocessing.get_context("fork"), random.Random(script.__name__), 0
+    while True:
+        process = fork.Process(target=child, args=(script, PHASES[script]))
+        process.start()
+        process.join(stream.uniform(0.02, 1.3 * done["seconds"] / 3) if kills < 10 else 300)
+        if not process.is_alive():
+            assert process.exitcode == 0
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert kills >= 3
+    with open(finished / "default" / script.__name__ / "policy" / "model.safetensors", "rb") as file:
+        assert weights(script.__name__) == file.read()
+    for name in ("trajectories.jsonl", "metrics.jsonl"):
+        ours = common.read_jsonl(f"runs/default/{script.__name__}/{name}")
+        theirs = common.read_jsonl(finished / "default" / script.__name__ / name)
+        assert [line.get("traj_id", line.get("pg_loss")) for line in ours] == [line.get("traj_id", line.get("pg_loss")) for line in theirs]
+
+
+def test_a_full_disk_loses_nothing_already_written(monkeypatch, finished):
+    shutil.copytree(finished, "runs")
+    shutil.rmtree("runs/default/distill")
+    save, saved = common.Policy.save, []
+
+    def failing(self, folder):
+        saved.append(folder)
+        if len(saved) == 2:
+            raise OSError(28, "No space left on device")
+        save(self, folder)
+
+    monkeypatch.setattr(common.Policy, "save", failing)
+    with pytest.raises((OSError, UserError), match="No space left"):
+        run_main(monkeypatch, distill, *PHASES[distill])
+    assert len(common.read_jsonl("runs/default/distill/metrics.jsonl")) == 2  # both iterations' lines are whole
+    monkeypatch.setattr(common.Policy, "save", save)
+    run_main(monkeypatch, distill, *PHASES[distill])
+    assert weights("distill") == (finished / "default" / "distill" / "policy" / "model.safetensors").read_bytes()
+
+
+# ---- what the phases write ----
+
+
+def test_the_three_phases_hand_on_their_files(finished):
+    pairs = common.read_jsonl(finished / "default" / "mine" / "pairs.jsonl")
+    skills = {skill["skill_id"]: skill for skill in common.skills_file(finished / "default" / "mine" / "skills.jsonl")}
+    assert pairs and skills
+    for pair in pairs:
+        assert pair["delta"] == sum(pair["s_skill"]) / 2 - sum(pair["s_base"]) / 2
+        assert all(pair["task_id"] not in skills[name]["source_task_ids"] for name in pair["skill_ids"])
+    records = common.read_jsonl(finished / "default" / "distill" / "trajectories.jsonl")
+    assert {r["condition"] for r in records} == {"plain", "skill"}
+    taught = [s for r in records if r["condition"] == "skill" for s in r["steps"] if s["weight"]]
+    assert all(s["gate"] and 0 < s["weight"] <= 2 and s["advantage"] > 0 for s in taught)
+    assert not any(s["gate"] for r in records if r["condition"] == "plain" for s in r["steps"])
+
+
+def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monkeypatch, finished, capsys):
+    shutil.copytree(finished, "runs")
+    run_main(monkeypatch, evaluate, "--games", "4", "--repetitions", "2", "--max-steps", "10", "--threads", "1")
+    results = common.read_jsonl("runs/default/evaluate/results.jsonl")
+    assert len({(r["arm"], r["split"], r["task_id"], r["repetition"]) for r in results}) == len(results) == 5 * 2 * 4 * 2
+    assert all(os.path.getsize(f"runs/default/evaluate/{name}.png") > 1000 for name in ("success", "types", "curves"))
+    assert "SIRI, plain prompt" in capsys.readouterr().out
+    stamp = os.stat("runs/default/evaluate/results.jsonl").st_mtime_ns
+    run_main(monkeypatch, evaluate, "--games", "4", "--repetitions", "2", "--max-steps", "10", "--threads", "1")
+    assert os.stat("runs/default/evaluate/results.jsonl").st_mtime_ns == stamp  # nothing is played twice
+
+
+def test_intervals_have_known_values():
+    assert evaluate.wilson([1] * 8 + [0] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
+    b = [{"task_id": str(i), "success": 0} for i in range(100)]
+    mean, low, high = evaluate.paired_difference(a, b)
+    assert mean == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61
+
+
+# ---- errors: one line, exit code 2, before any model loads ----
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def load(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(common.Policy, "__init__", load)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (mine, [], "does not exist: run `python warmup.py"),
+        (distill, [], "does not exist: run `python mine.py"),
+        (evaluate, [], "no run runs/default: run `python warmup.py"),
+        (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
+        (warmup, ["--env", "chess"], "expected alfworld or webshop"),
+        (warmup, ["--temperature", "0"], "--temperature: expected a number above 0"),
+        (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
+        (evaluate, ["--policy", "nowhere"], "--model nowhere"),
+    ],
+)
+def test_a_mistake_is_answered_before_any_model_loads(monkeypatch, no_model, script, arguments, message):
+    with pytest.raises(UserError) as mistake:
+        run_main(monkeypatch, script, *arguments)
+    assert message in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+def test_zero_and_negative_counts_are_refused(monkeypatch, capsys):
+    for value in ("0", "-3", "many"):
+        with pytest.raises(SystemExit) as end:
+            run_main(monkeypatch, warmup, "--groups", value)
+        assert end.value.code == 2 and "expected a whole number above 0" in capsys.readouterr().err
+
+
+def test_missing_and_empty_data_folders_are_named(monkeypatch, no_model, tmp_path):
+    for folder in (tmp_path / "nothing", tmp_path):
+        monkeypatch.setenv("ALFWORLD_DATA", str(folder))
+        with pytest.raises(UserError, match="expected ALFWorld games in"):
+            run_main(monkeypatch, warmup)
+
+
+def test_changed_arguments_and_a_finished_phase_are_refused(monkeypatch, no_model, finished):
+    shutil.copytree(finished, "runs")
+    with pytest.raises(UserError, match="is finished: go on with the next phase, or start anew with --overwrite"):
+        run_main(monkeypatch, warmup, *PHASES[warmup])
+    os.remove("runs/default/warmup/done")
+    with pytest.raises(UserError, match=r"begun with other arguments: --groups \(was 3, now 5\)"):
+        run_main(monkeypatch, warmup, *PHASES[warmup], "--groups", "5")
+
+
+def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no_model, finished):
+    shutil.copytree(finished, "runs")
+    trajectories, skills = "runs/default/warmup/trajectories.jsonl", "runs/default/mine/skills.jsonl"
+    lines = common.read_jsonl(trajectories)
+    common.write_jsonl(trajectories, [line | {"success": False} for line in lines])
+    with pytest.raises(UserError, match="no successes to mine"):
+        run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
+    with open(trajectories, "a") as file:
+        file.write('{"broken": \n')
+    with pytest.raises(UserError, match=f"line {len(lines) + 1} is not a JSON object"):
+        run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
+    os.makedirs("runs/default/mine", exist_ok=True)
+    open("runs/default/mine/done", "w").close()
+    common.write_jsonl(skills, [])
+    with pytest.raises(UserError, match="no active skill"):
+        run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])
+
+
+def test_an_unwritable_folder_is_named(monkeypatch, no_model, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match="cannot write to"):
+        run_main(monkeypatch, warmup)
+
+
+@pytest.mark.parametrize("script", [warmup, mine, distill, evaluate], ids=lambda script: script.__name__)
+def test_every_script_answers_help(monkeypatch, capsys, script):
+    with pytest.raises(SystemExit) as end:
+        run_main(monkeypatch, script, "--help")
+    assert end.value.code == 0 and "--seed" in capsys.readouterr().out
+
+
+# ---- learning ----
+
+
+@pytest.mark.slow
+def test_two_minutes_of_warm_up_raise_success(monkeypatch):
+    began = time.time()
+    run_main(monkeypatch, warmup, "--groups", "8", "--max-steps", "30", "--iterations", "14", "--minutes", "2", "--stop-at", "0")
+    success = [line["success_plain"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
+    assert sum(success[-3:]) / 3 > sum(success[:3]) / 3 + 0.1, (success, time.time() - began)
