@@ -76,7 +76,7 @@ def main():
         if stop:
             run.ended_by = f"(13): {sum(state['wins'][-args.window :])} successes in the last {args.window} iterations"
             break
-    run.finish(policy, optimizer, {"successes": sum(state["wins"]), "last_success_rate": state["wins"][-1] / len(plays)})
+    run.finish(policy, optimizer, {"successes": state["wins"]})
 
 
 if __name__ == "__main__":

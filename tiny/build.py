@@ -303,6 +303,7 @@ def check(args):
     from common import Play, Policy, generate, rollout
     from envs.alfworld import AlfWorld
 
+    torch.set_num_threads(1)
     policy = Policy(args.out)
     env = AlfWorld(houses=True, max_steps=MAX_STEPS)
     tasks = [f"pretrain_check/{i:07d}" for i in range(args.games)]
@@ -321,7 +322,7 @@ def check(args):
     report, episodes = {}, {}
     for arm, skills in arms.items():
         plays = [Play(task, task, ("check", arm, task), skills(task)) for task in tasks]
-        episodes[arm] = rollout(policy, env, plays, temperature=1.0)
+        episodes[arm] = rollout(policy, env, plays, temperature=1.0, threads=args.processes)
         wins = {}
         for record in episodes[arm]:
             wins.setdefault(record["task_type"], []).append(record["success"])
