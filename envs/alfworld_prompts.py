@@ -9,8 +9,8 @@ Two styles of the same information:
                   [hint : when ... : ...]
                   room : cabinet 6 countertop 2 fridge 1 ...            each class with its largest number
                   go to cabinet 1                                       <- response
-                  closed next cabinet 2 countertop 1 ; mug shelf        <- observation, note, and what the task is about: chat prompts
-                                                                           repeat the task in every step, too
+                  closed next cabinet 2 countertop 1 ; mug shelf        <- observation, note, and what the task is about
+              Chat prompts repeat the task in every step, too; here its two nouns are repeated, as instances where some are in sight.
     compact+note is compact with a note after each `go to`: the next place of this class, and the next place in list order, that
     the agent has not been to.  The agent's own actions determine it; it says nothing about the state of the game.
 """
@@ -109,8 +109,10 @@ def continuation(history, step, style):
         return None
     arrived = history[-1][1].startswith("go to ") and step.observation.startswith("You arrive")
     note = visit_note(history) if style == "compact+note" and arrived else ""
-    _, thing, place = read_task(task_of(history))
-    return f"{compact_observation(step.observation)}{note} ; {thing} {place}\n"
+    seen = compact_observation(step.observation)
+    # what the task is about, as an instance where one is in sight: "; mug shelf" or "; mug 2 shelf"
+    about = " ".join((re.findall(rf"\b{name} \d+", seen) or [name])[-1] for name in read_task(task_of(history))[1:])
+    return f"{seen}{note} ; {about}\n"
 
 
 # ---- both styles ---------------------------------------------------------------------------------------------------------------

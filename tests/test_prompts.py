@@ -60,6 +60,14 @@ def test_the_note_names_places_that_the_agents_own_actions_did_not_visit():
     assert alfworld_prompts.visit_note(history) == " next none none"
 
 
+def test_a_compact_step_ends_with_what_the_task_is_about_as_an_instance_where_one_is_in_sight():
+    history = steps((INTRO, "go to shelf 1"))
+    seen = "You arrive at shelf 1. On the shelf 1, you see a mug 2, a mug 1, and a plate 1."
+    assert alfworld_prompts.continuation(history, Step(seen), "compact") == "see mug 2 mug 1 plate 1 ; mug 1 shelf\n"
+    closed = Step("You arrive at cabinet 1. The cabinet 1 is closed.")
+    assert alfworld_prompts.continuation(steps((INTRO, "go to cabinet 1")), closed, "compact") == "closed ; mug shelf\n"
+
+
 def test_skills_are_one_marked_section_and_cannot_add_lines():
     plain = alfworld_prompts.prompt(TASK, [], Step(INTRO, ["look"]), [], "compact")
     skilled = alfworld_prompts.prompt(TASK, [], Step(INTRO, ["look"]), SKILLS, "compact")
@@ -141,7 +149,7 @@ def test_what_a_skill_says_decides_how_well_the_scripted_player_plays():
     half = wins(lambda kind, thing: [general_skill(kind, [c for c in clauses_of(kind) if c not in ("once", "open")])])
     full = wins(lambda kind, thing: [general_skill(kind), where_skill(thing, build.best_places(thing, random.Random(0)))])
     other = wins(lambda kind, thing: [general_skill(next(k for k in CONDITIONS if k != kind))])
-    assert 0.05 <= plain <= 0.25 and plain + 0.2 < half < full - 0.1 and full > 0.9 and other <= 0.25
+    assert plain < 0.4 and plain + 0.2 < half < full - 0.1 and full > 0.9 and other < plain + 0.1
 
 
 def test_a_transcript_shows_the_skill_that_was_followed():

@@ -204,7 +204,7 @@ def make_batch(tokenizer, args, *key):
     while len(examples) < args.batch:
         task_id = f"pretrain/{stream.randrange(10_000_000):07d}"
         draw = stream.random()
-        plain = draw < 0.15
+        plain = draw < 0.25
         task, skills, history, last = play(task_id, (lambda kind, thing: []) if plain else partial(random_skills, stream=stream), stream)
         style = "compact" if stream.random() < 0.15 else "compact+note"
         if draw < 0.85:

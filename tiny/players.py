@@ -20,10 +20,10 @@ CONDITIONS |= {verb: f"you {verb} something" for verb in VERBS}
 CLAUSES = ("once", "open", "take", "process", "put")
 # Chance that a player does the right thing at one decision when no skill asks for it.  Set once, on generated houses, so that a
 # careless player wins 5-25 % and no task type is beyond it (see LAB.md).
-CARELESS = {"once": 0.1, "open": 0.13, "take": 0.22, "process": 0.12, "put": 0.17}
+CARELESS = {"once": 0.11, "open": 0.16, "take": 0.32, "process": 0.2, "put": 0.28}
 CAREFUL = 0.985  # the same chance where a skill asks for it
-IDLE = 0.18  # chance of a pointless action when careless
-BACK = 0.72  # chance that careless search returns to a place where the player has been
+IDLE = 0.15  # chance of a pointless action when careless
+BACK = 0.7  # chance that careless search returns to a place where the player has been
 
 
 def clause_text(clause, kind):
