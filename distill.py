@@ -97,7 +97,7 @@ def main():
     group.add_argument("--lambda-max", type=float, default=0.1, help="(20) largest weight of L_int; 0: GiGPO on paired rollouts only")
     group.add_argument("--k-warm", type=int, default=20, help="(20) iterations until lambda is at its largest; 0: from the start")
     group.add_argument("--w-max", type=float, default=2.0, help="(18) largest weight of a token")
-    args = parse_args(parser, laptop=dict(minutes=7, n_eval=4, lambda_max=0.5, k_warm=3), paper=dict(iterations=50))
+    args = parse_args(parser, laptop=dict(minutes=2.5, n_eval=4, lambda_max=0.5, k_warm=3, lr=1.5e-4), paper=dict(iterations=50))
     source = finished_phase(args.source or f"runs/{args.run}/mine")
     bank = skills_file(args.skills or source / "skills.jsonl")
     if not any(skill["status"] == "active" for skill in bank):

