@@ -87,8 +87,10 @@ def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, fin
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
-            continue
-        assert process.exitcode == 0
+            if not os.path.exists(f"runs/default/{script.__name__}/done"):
+                continue  # else the kill came after the last write
+        else:
+            assert process.exitcode == 0
         same_as_uninterrupted(script.__name__, finished)
         if kills == 10:
             break
