@@ -401,7 +401,7 @@ def new_record(env, play, world):
 
 def for_file(record):
     """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
-    drop = ("prompt_ids", "allowed", "admissible", "rows")
+    drop = ("prompt_ids", "allowed", "admissible")
     steps = [
         {k: v for k, v in step.items() if k not in drop}
         | {"n_admissible": len(step["admissible"]), "logprobs": [round(x, 5) for x in step["logprobs"]]}

@@ -40,6 +40,7 @@ from common import (
     run_script,
     skills_file,
     write_atomically,
+    write_jsonl,
 )
 
 matplotlib.use("Agg")
@@ -290,7 +291,7 @@ def main():
                 continue  # finished before an interruption
             policy = policy or Policy(folder, args.device, args.dtype, args.note, args.constrain)
             results += play_panel(policy, env, panels[split], banks[skills], args, split, name)
-            write_atomically(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in results))
+            write_jsonl(path, results)
             wins = [r["success"] for r in results if r["arm"] == name and r["split"] == split]
             print(f"  {name}, {split}: {sum(wins)} of {len(wins)}", flush=True)
 

@@ -27,6 +27,7 @@ and, because only the environment speaks its language, the words of the agent's 
 `style` is "chat" for instruct models and "compact" for the stand-in policies of tiny/.
 """
 
+import json
 from dataclasses import dataclass, field
 
 
@@ -70,3 +71,27 @@ def action_span(response, style="chat"):
         return 0, 0
     inside = response[first:last]
     return first + len(inside) - len(inside.lstrip()), last - len(inside) + len(inside.rstrip())
+
+
+def skill_from_json(response):
+    """{"title", "condition", "strategy"} of the first JSON object in an answer.  ValueError with the reason where there is none."""
+    start = response.find("{")
+    if start < 0:
+        raise ValueError("no JSON object")
+    try:
+        found, _ = json.JSONDecoder().raw_decode(response, start)
+    except json.JSONDecodeError:
+        raise ValueError("broken JSON") from None
+    if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
+        raise ValueError("missing field")
+    return {key: " ".join(found[key].split()) for key in ("title", "condition", "strategy")}
+
+
+def check_skill(skill):
+    """Refuses a skill that is empty or too long (method section 5), whatever wrote it.  ValueError with the reason."""
+    if not skill["condition"] or not skill["strategy"]:
+        raise ValueError("empty field")
+    if len(skill["condition"].split()) > 40:
+        raise ValueError("condition too long")
+    if len(skill["strategy"].split()) > 80:
+        raise ValueError("strategy too long")

@@ -15,11 +15,10 @@ Two styles of the same information:
     the agent has not been to.  The agent's own actions determine it; it says nothing about the state of the game.
 """
 
-import json
 import re
 from functools import lru_cache
 
-from envs import action_span, skill_section
+from envs import action_span, check_skill, skill_from_json, skill_section
 
 HISTORY = 2  # (observation, action) pairs that a chat prompt shows (method.md section 2)
 TASK_PREFIX = "Your task is to: "
@@ -192,22 +191,8 @@ def parse_skill(response, style):
         if condition.startswith("you need "):
             skill["task_type"] = None  # where a thing is does not depend on what is to be done with it
     else:
-        start = response.find("{")
-        if start < 0:
-            raise ValueError("no JSON object")
-        try:
-            skill, _ = json.JSONDecoder().raw_decode(response[start:])
-        except json.JSONDecodeError:
-            raise ValueError("broken JSON") from None
-        if any(not isinstance(skill.get(key), str) for key in ("title", "condition", "strategy")):
-            raise ValueError("missing field")
-        skill = {key: " ".join(skill[key].split()) for key in ("title", "condition", "strategy")}
-    if not skill["condition"] or not skill["strategy"]:
-        raise ValueError("empty field")
-    if len(skill["condition"].split()) > 40:
-        raise ValueError("condition too long")
-    if len(skill["strategy"].split()) > 80:
-        raise ValueError("strategy too long")
+        skill = skill_from_json(response)
+    check_skill(skill)
     if ENTITY.search(skill["strategy"].lower()) or ENTITY.search(skill["condition"].lower()):
         raise ValueError("names a numbered instance")
     return skill

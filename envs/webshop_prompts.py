@@ -8,10 +8,9 @@ Titles and descriptions are other people's text.  Line breaks inside a part are 
 prompt always keeps its lines.
 """
 
-import json
 import re
 
-from envs import UserError, action_span, skill_section
+from envs import UserError, action_span, check_skill, skill_from_json, skill_section
 
 HISTORY = 2  # (observation, action) pairs that a prompt shows
 LONGEST = 13_000  # characters; a longer prompt is written without history, and then with a shorter page
@@ -95,22 +94,8 @@ def summary_prompt(record, style):
 def parse_skill(response, style):
     """{"title", "condition", "strategy"} of a written skill.  ValueError with the reason where it is not a usable one."""
     _chat_only(style)
-    start = response.find("{")
-    if start < 0:
-        raise ValueError("no JSON object")
-    try:
-        found, _ = json.JSONDecoder().raw_decode(response, start)
-    except json.JSONDecodeError:
-        raise ValueError("broken JSON") from None
-    if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
-        raise ValueError("missing field")
-    skill = {key: " ".join(found[key].split()) for key in ("title", "condition", "strategy")}
-    if not skill["condition"] or not skill["strategy"]:
-        raise ValueError("empty field")
-    if len(skill["condition"].split()) > 40:
-        raise ValueError("condition too long")
-    if len(skill["strategy"].split()) > 80:
-        raise ValueError("strategy too long")
+    skill = skill_from_json(response)
+    check_skill(skill)
     if ASIN.search(f"{skill['condition']} {skill['strategy']}".lower()):
         raise ValueError("names a product")
     return skill

@@ -437,8 +437,8 @@ def test_the_official_games_are_listed_quickly(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     seconds = []
     for _ in range(4):
-        begun = time.perf_counter()
+        begun = time.process_time()  # not the wall clock: other jobs on the machine must not count
         env = AlfWorld()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.process_time() - begun)
     assert [len(env.tasks(split)) for split in env.split_names] == [3553, 140, 134]
-    assert seconds[0] < 10 and min(seconds[1:]) < 2, seconds  # quiet machine: 0.3 s and 0.1 s
+    assert seconds[0] < 2 and min(seconds[1:]) < 0.2, seconds
