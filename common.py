@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from envs import Step, UserError, action_span
+from envs import FreeText, Step, UserError, action_span
 
 # ---- 1. records ----------------------------------------------------------------------------------------------------------------
 
@@ -104,8 +104,10 @@ class Policy:
     """A causal LM from a Hugging Face folder or hub name, and how it reads and writes text.
 
     style       "chat" with a chat template, else "compact" (with "+note" where --note is on)
-    constrain   responses are sampled among the admissible actions only, by masking all other tokens at every position.  Sampler,
-                trainer and policy gradient then use the same masked distribution."""
+    constrain   responses are sampled among those that env.responses offers, by masking all other tokens at every position; where that
+                is a FreeText, such as a search query, among the tokens of its source.  The sampler keeps the tokens that were possible
+                with every token, and trainer and policy gradient use that same masked distribution: the gradient is exactly that of the
+                constrained policy, of a list and of free text alike."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
         check_model(name)
@@ -132,16 +134,32 @@ class Policy:
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat")
 
-    def candidates(self, admissible):
-        """Token ids of every admissible response, None where responses are free."""
+    def candidates(self, responses):
+        """What may be written, as a function from the response ids so far to the sorted ids that may follow ([]: it is complete); None
+        where responses are free.  responses: strings and FreeTexts, as env.responses gives them."""
         if not self.constrain:
             return None
-        unknown = self.tokenizer.unk_token_id
-        for action in admissible:
-            if action not in self.action_ids:
-                self.action_ids[action] = tuple(self.encode(action + "\n"))
-        ids = [self.action_ids[action] for action in admissible]
-        return [one for one in ids if unknown not in one] or ids
+        unknown, free = self.tokenizer.unk_token_id, [r for r in responses if isinstance(r, FreeText)]
+        for text in responses:
+            if text not in self.action_ids:
+                parts = (text.start, text.source, "\n") if isinstance(text, FreeText) else (text + "\n",)
+                self.action_ids[text] = [tuple(self.encode(part)) for part in parts]
+        whole = [self.action_ids[text][0] for text in responses if text not in free]
+        whole = [ids for ids in whole if unknown not in ids] or whole
+
+        def follow(prefix):
+            n, prefix = len(prefix), tuple(prefix)
+            allowed = {ids[n] for ids in whole if n < len(ids) and ids[:n] == prefix}
+            for text in free:
+                start, source, end = self.action_ids[text]
+                words = n - len(start)  # free tokens so far
+                if words < 0 or prefix[: len(start)] != start:
+                    allowed |= {start[n]} if words < 0 and start[:n] == prefix else set()
+                elif prefix[-len(end) :] != end:
+                    allowed |= {*(source if words < text.most else ()), *(end if words else ())}
+            return sorted(allowed)
+
+        return follow
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         """Token ids of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt extends, so
@@ -272,35 +290,32 @@ class Sampler:
     def sample(self, prompts, candidates, streams, max_new):
         """One response per row: list of (response_ids, logprobs, allowed).
 
-        prompts: token ids per row.  candidates: per row the token ids of the admissible responses, or None.  streams: a random
+        prompts: token ids per row.  candidates: per row what Policy.candidates gave, or None.  streams: a random
         generator per row, so that what an episode does depends neither on the batch nor on its order.  logprobs are those of the
         distribution sampled from; allowed[j] holds the tokens that were possible at j (None: all)."""
         n = len(prompts)
         response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
-        left = [None if c is None else list(c) for c in candidates]  # candidates that begin with the response so far
         running = set(range(n))
 
         def add(i, token, logprob, options):
             response[i].append(token)
             logprobs[i].append(logprob)
             allowed[i].append(options)
-            if left[i] is None:
-                if token in self.policy.eos_ids or len(response[i]) == max_new:
-                    running.discard(i)
-            else:
-                left[i] = [c for c in left[i] if c[len(response[i]) - 1] == token]
-                if len(response[i]) == len(left[i][0]):
-                    running.discard(i)
+            if candidates[i] is None and (token in self.policy.eos_ids or len(response[i]) == max_new):
+                running.discard(i)
 
         while running:
             options = {}
             for i in sorted(running):
                 while i in running:
-                    possible = None if left[i] is None else sorted({c[len(response[i])] for c in left[i]})
+                    possible = None if candidates[i] is None else candidates[i](response[i])
                     if possible is None or len(possible) > 1:
                         options[i] = possible
                         break
-                    add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
+                    if not possible:  # the response is complete
+                        running.discard(i)
+                    else:
+                        add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
             if not options:
                 break
             rows = sorted(options)
@@ -346,11 +361,11 @@ def play_together(policy, env, plays, temperature, max_response, bar):
     while alive:
         for i in alive:
             ids[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
-        choices = [policy.candidates(now[i].admissible) for i in alive]
+        choices = [policy.candidates(env.responses(now[i], policy.style)) for i in alive]
         answers = sampler.sample([ids[i] for i in alive], choices, [streams[i] for i in alive], max_response)
         for i, (response_ids, logprobs, allowed) in zip(alive, answers):
             response = policy.decode(response_ids)
-            action, valid = env.parse(response, policy.style)
+            action, valid = env.parse(response, policy.style, now[i])
             before, now[i] = now[i], worlds[i].step(action)
             records[i]["steps"].append(
                 {

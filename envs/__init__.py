@@ -20,7 +20,9 @@ and, because only the environment speaks its language, the words of the agent's 
     prompt(task, history, step, skills, style) -> str        the whole prompt; history is a list of (Step, action)
     continuation(history, step, style) -> str | None         what an append-only prompt adds after the last response; None where
                                                              prompts are not append-only (chat models)
-    parse(response, style) -> (action, valid)                the action inside a response; valid means well-formed
+    responses(step, style) -> list                           what may be answered at a step where decoding is constrained: strings, or a
+                                                             FreeText; for most worlds step.admissible
+    parse(response, style, step) -> (action, valid)          the action inside a response to a step; valid means well-formed
     summary_prompt(record, style) -> str                     asks a policy for a skill from a winning episode's record
     parse_skill(response, style) -> dict                     title, condition, strategy; ValueError(reason) when it is not one
 
@@ -45,6 +47,16 @@ class Step:
     done: bool = False  # success, the world's end, or the step limit
     won: bool = False
     score: float = 0.0  # the world's own score in [0, 1]; reported, never trained on
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """A response that the policy words itself: `start`, then at least one and at most `most` tokens out of those of `source`, in any
+    order, then the end of the line.  Tokens are what the policy's own tokenizer makes of the two strings."""
+
+    start: str
+    source: str
+    most: int
 
 
 def skill_section(skills, style="chat"):
@@ -85,6 +97,15 @@ def skill_from_json(response):
     if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
         raise ValueError("missing field")
     return {key: " ".join(found[key].split()) for key in ("title", "condition", "strategy")}
+
+
+def skill_from_line(response):
+    """{"title", "condition", "strategy"} of a compact answer, "when CONDITION : STRATEGY".  ValueError where it is none."""
+    line = response.partition("\n")[0].strip().removeprefix("when ")
+    condition, colon, strategy = (part.strip() for part in line.partition(" : "))
+    if not colon:
+        raise ValueError("no condition")
+    return {"title": condition, "condition": condition, "strategy": strategy}
 
 
 def check_skill(skill):

@@ -53,7 +53,11 @@ class Doors:
         return step.observation + "\n"
 
     @staticmethod
-    def parse(response, style):
+    def responses(step, style):
+        return step.admissible
+
+    @staticmethod
+    def parse(response, style, step=None):
         return response.strip(), response.endswith("\n")
 
     @staticmethod
