@@ -42,7 +42,7 @@ ASIN = re.compile(r"\bb0[0-9a-z]{8}\b")
 
 
 TITLE_WORDS = (10, 6, 3)  # of a title on the first, second and every later results page of an episode
-ITEM_WORDS, PAGE_WORDS, OPTION_WORDS, TASK_WORDS = 8, 24, 6, 80
+ITEM_WORDS, PAGE_WORDS, OPTION_WORDS, TASK_WORDS = 8, 24, 8, 80
 VALUES = 4  # options of a group that a compact item page shows
 QUERY_TOKENS = 24  # longest query of a compact response
 BUTTONS = {"buy now": "buy", "< prev": "back", "back to search": "new search", "next >": "next"}

@@ -3,29 +3,33 @@
 A shopper sees what an agent sees (pages, its own history) and nothing else.  It is careless at everything that no skill in its prompt
 asks of it, and careful at what a fitting skill says, clause by clause, so that what a skill *says* matters:
 
-    "you want something : search for all that is asked , open the best title , stay below the price , choose every option , go back from
-     a wrong one"
-    "you want something with options : ..."     only fits an instruction that names options
-    "you want something below a price : ..."    only fits an instruction with a cap
+    "you buy something : search for the kind of thing and all that it must be , open the best title , stay below the price , ..."
+    "you buy something that has options : ..."     only fits an instruction that names options
+    "you buy something under a limit : ..."        only fits an instruction with a price cap
+    "you buy something without options : ..."      only fits an instruction that names none
 
 `describe` is the way back, from a winning transcript to the skill that it shows; the policy learns to write that too.
 """
+
+import math
 
 from envs import Step
 from envs.webshop_prompts import best_places, moves, read_page, read_task, shown_values, still_to_do, words_of
 
 CLAUSES = {
-    "query": "search for all that is asked",
+    "query": "search for the kind of thing and all that it must be",
     "cover": "open the best title",
     "price": "stay below the price",
-    "options": "choose every option",
-    "back": "go back from a wrong one",
+    "options": "choose every option asked",
+    "back": "go back from a product where an option is missing",
 }
-# kind of goal -> (condition, clauses of a complete skill)
+# kind of goal -> (condition, clauses of a complete skill).  No condition shares a telling word with instructions ("with", "price"), which
+# would make retrieval prefer it whatever its utility.
 KINDS = {
-    "any": ("you want something", ("query", "cover", "price", "options", "back")),
-    "options": ("you want something with options", ("query", "options", "back")),
-    "price": ("you want something below a price", ("query", "cover", "price")),
+    "any": ("you buy something", ("query", "cover", "price", "options", "back")),
+    "options": ("you buy something that has options", ("query", "options", "back")),
+    "limit": ("you buy something under a limit", ("query", "cover", "price")),
+    "free": ("you buy something without options", ("query", "cover", "price")),
 }
 # Chance that a shopper does the right thing at one decision when no skill asks for it.  Set once, in generated shops, so that a careless
 # shopper buys the right thing in 10-15 % of its episodes (see LAB.md).
@@ -37,7 +41,7 @@ IDLE = 0.1  # chance of a pointless move when careless
 def fits(kind, task):
     """Whether a kind of skill is about this instruction."""
     _, asked, cap = read_task(task)
-    return kind == "any" or (kind == "options" and bool(asked)) or (kind == "price" and cap < float("inf"))
+    return {"any": True, "options": bool(asked), "limit": cap < math.inf, "free": not asked}[kind]
 
 
 def skill(kind, clauses=None):
@@ -121,7 +125,7 @@ def describe(task, steps, kind):
     shown = {
         "query": all(set(keys) <= query for query in queries),
         "cover": all(best for best, _ in opened),
-        "price": cap < float("inf") and all(cheap for _, cheap in opened),
+        "price": cap < math.inf and all(cheap for _, cheap in opened),
         "options": bool(asked),  # the purchase was right, so they were chosen
         "back": went_back,
     }
