@@ -5,9 +5,9 @@ brings.
     it does what a hint says       with a skill in its prompt it does what that skill says, clause by clause
     it can say what an episode did continuing a winning transcript, it writes the skill that the transcript shows
 
-All three are imitated from scripted players in GENERATED houses and shops.  What is taught lies beside: alfworld_lessons.py (players.py) and
-webshop_lessons.py (shoppers.py) hold vocabulary, examples and gates; this file holds the model and the training, which are the same.  The
-result is an ordinary Hugging Face folder, tiny/ENV: the phases do not know what it is.
+All three are imitated from scripted players in GENERATED houses and shops.  What is taught lies beside: alfworld_lessons.py (players.py)
+and webshop_lessons.py (shoppers.py) hold vocabulary, examples and gates; this file holds the model and the training, which are the
+same.  The result is an ordinary Hugging Face folder, tiny/ENV: the phases do not know what it is.
 
     python tiny/build.py [--env webshop]      trains (resumable, hours on two cores; the weights ship with the repository), then checks
     python tiny/build.py --check              only plays the gates, on generated worlds never trained on: exit code 1 if one fails

@@ -26,37 +26,38 @@ KNOWN, OPEN, CHECK = range(1000, 1012), range(2000, 2024), 3000
 
 # Words that things, attributes and options are put together from; all a shop could sell, none of it any shop's list.
 THINGS = """lamp table chair sofa shelf desk bed mattress pillow curtain rug mirror clock vase frame candle basket box bag backpack wallet belt
-    hat cap scarf glove sock shoe sneaker boot sandal slipper loafer oxford pump shirt t-shirt polo blouse sweater hoodie jacket coat vest
-    dress skirt pants jeans shorts legging tights suit swimsuit bikini bra panty underwear pajama robe costume tuxedo jersey watch ring
-    necklace bracelet earring charm phone case charger cable adapter battery speaker headphone earbud microphone camera lens tripod
-    monitor keyboard mouse laptop tablet printer projector television antenna remote controller console drone router switch hub drive card
-    reader scanner bulb fan heater humidifier purifier vacuum iron kettle toaster blender mixer grinder pan pot knife fork spoon plate
-    bowl cup mug glass jar bottle tumbler flask tray rack hook hanger organizer container bin towel blanket quilt sheet cover cushion mat
-    shampoo conditioner soap lotion cream serum oil mask brush comb razor trimmer clipper dryer wig extension lipstick mascara eyeliner
-    foundation powder polish nail perfume deodorant toothbrush toothpaste floss mouthwash sponge wipe diaper vitamin protein snack cookie
-    cracker chip candy chocolate gum coffee tea juice soda water sauce spice salt sugar honey syrup jam butter cheese meat seafood fish
-    rice pasta noodle soup bean nut seed fruit cereal oat granola bread cake mix flour topper sticker poster wallpaper decal banner card
-    toy puzzle doll game ball bike helmet tent cooler lantern rod tool drill screw tape paint ladder lock key pen pencil notebook folder""".split()
+    hat cap scarf glove sock shoe sneaker boot sandal slipper loafer oxford pump shirt t-shirt polo blouse sweater hoodie jacket coat
+    vest dress skirt pants jeans shorts legging tights suit swimsuit bikini bra panty underwear pajama robe costume tuxedo jersey watch
+    ring necklace bracelet earring charm phone case charger cable adapter battery speaker headphone earbud microphone camera lens tripod
+    monitor keyboard mouse laptop tablet printer projector television antenna remote controller console drone router switch hub drive
+    card reader scanner bulb fan heater humidifier purifier vacuum iron kettle toaster blender mixer grinder pan pot knife fork spoon
+    plate bowl cup mug glass jar bottle tumbler flask tray rack hook hanger organizer container bin towel blanket quilt sheet cover
+    cushion mat shampoo conditioner soap lotion cream serum oil mask brush comb razor trimmer clipper dryer wig extension lipstick
+    mascara eyeliner foundation powder polish nail perfume deodorant toothbrush toothpaste floss mouthwash sponge wipe diaper vitamin
+    protein snack cookie cracker chip candy chocolate gum coffee tea juice soda water sauce spice salt sugar honey syrup jam butter
+    cheese meat seafood fish rice pasta noodle soup bean nut seed fruit cereal oat granola bread cake mix flour topper sticker poster
+    wallpaper decal banner card toy puzzle doll game ball bike helmet tent cooler lantern rod tool drill screw tape paint ladder lock
+    key pen pencil notebook folder""".split()
 QUALITIES = """soft hard light heavy thin thick slim wide narrow long short high low round square flat open closed large small mini portable
-    foldable adjustable removable reusable washable waterproof windproof leak-proof dust shock scratch slip fire heat cold fast quick easy
-    slow auto manual wireless wired digital smart dual double single triple full half fresh natural organic gluten sugar dairy soy fat free
-    non anti ultra super extra pure real faux vegan eco friendly safe gentle deep clean dry wet machine hand wash stainless steel solid
-    wood bamboo rattan metal aluminum alloy brass ceramic plastic silicone rubber leather suede canvas denim cotton linen wool silk satin
-    velvet fleece polyester nylon spandex mesh knit woven lace memory foam gel vacuum insulated tempered crystal clear blackout stretch
-    elastic loose regular relaxed classic fit sleeve neck collar waist zipper button drawstring pocket strap buckle closure sole heel toe
-    arch support cushioned breathable cooling warm thermal lined padded gold plated rechargeable usb bluetooth touch screen hd 4k optical
-    noise power saving charging energy storage space easy install assemble carry use travel home kitchen office school gym outdoor
-    summer winter spring party wedding holiday birthday gift women men women's men's kids girls boys baby teen adult pet dog cat skin
-    hair face body dark sensitive dead damaged curly fine keto low-carb caffeine artificial color flavor preservatives grade quality
-    certified tested old vintage modern rustic style""".split()
+    foldable adjustable removable reusable washable waterproof windproof leak-proof dust shock scratch slip fire heat cold fast quick
+    easy slow auto manual wireless wired digital smart dual double single triple full half fresh natural organic gluten sugar dairy soy
+    fat free non anti ultra super extra pure real faux vegan eco friendly safe gentle deep clean dry wet machine hand wash stainless
+    steel solid wood bamboo rattan metal aluminum alloy brass ceramic plastic silicone rubber leather suede canvas denim cotton linen
+    wool silk satin velvet fleece polyester nylon spandex mesh knit woven lace memory foam gel vacuum insulated tempered crystal clear
+    blackout stretch elastic loose regular relaxed classic fit sleeve neck collar waist zipper button drawstring pocket strap buckle
+    closure sole heel toe arch support cushioned breathable cooling warm thermal lined padded gold plated rechargeable usb bluetooth
+    touch screen hd 4k optical noise power saving charging energy storage space easy install assemble carry use travel home kitchen
+    office school gym outdoor summer winter spring party wedding holiday birthday gift women men women's men's kids girls boys baby teen
+    adult pet dog cat skin hair face body dark sensitive dead damaged curly fine keto low-carb caffeine artificial color flavor
+    preservatives grade quality certified tested old vintage modern rustic style""".split()
 COLOURS = """black white grey gray silver gold bronze copper brown beige ivory cream tan khaki olive green mint teal aqua turquoise blue navy
-    royal purple violet lavender pink rose coral peach orange yellow mustard red wine burgundy maroon charcoal heather leopard camo floral
-    striped plaid multicolor clear natural walnut oak espresso""".split()
-SIZES = """small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king small-medium wide narrow regular
-    2t 3t 4t youth adult men women""".split()
+    royal purple violet lavender pink rose coral peach orange yellow mustard red wine burgundy maroon charcoal heather leopard camo
+    floral striped plaid multicolor clear natural walnut oak espresso""".split()
+SIZES = """small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king small-medium wide narrow regular 2t 3t
+    4t youth adult men women""".split()
 UNITS = "inch ounce pack count piece pieces feet ft cm mm ml pound gallon watt gb pairs sheets x".split()
-GROUPS = """color size style pattern|name flavor|name scent material fit|type item|shape capacity set team|name special|size|type number|of|items
-    product|packaging|quantity configuration length width""".split()
+GROUPS = """color size style pattern|name flavor|name scent material fit|type item|shape capacity set team|name special|size|type
+    number|of|items product|packaging|quantity configuration length width""".split()
 
 
 # ---- shops -----------------------------------------------------------------------------------------------------------------------
@@ -64,7 +65,8 @@ GROUPS = """color size style pattern|name flavor|name scent material fit|type it
 
 def made_up(rng):
     """A word that no list holds: what brands are called."""
-    return "".join(rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.choice([1, 2, 2, 3]))) + rng.choice(["", "", "n", "x"])
+    syllables = (rng.choice("bcdfghjklmnprstvwz") + rng.choice("aeiou") for _ in range(rng.choice([1, 2, 2, 3])))
+    return "".join(syllables) + rng.choice(["", "", "n", "x"])
 
 
 def an_option(group, rng):
@@ -74,7 +76,7 @@ def an_option(group, rng):
         return " ".join(rng.sample(THINGS + QUALITIES + COLOURS, rng.choice([1, 2, 2, 3])))
     if rng.random() < 0.4:
         return rng.choice(SIZES)
-    number = rng.choice([f"{rng.randrange(1, 100)}", f"{rng.randrange(1, 40)}.{rng.randrange(1, 100)}", f"{rng.randrange(2, 12)} x {rng.randrange(2, 90)}"])
+    number = f"{rng.randrange(1, 100)}" + rng.choice(["", "", f".{rng.randrange(1, 100)}", f" x {rng.randrange(2, 90)}"])
     return f"{number} {rng.choice(UNITS)}" + rng.choice(["", "", f" (pack of {rng.randrange(2, 13)})"])
 
 
@@ -102,7 +104,8 @@ def world(seed):
     for item in files[0]:
         words = item["name"].split()
         for _ in range(rng.choice([0, 0, 2, 4, 8])):
-            words.insert(rng.randrange(len(words) + 1), rng.choice([rng.choice(QUALITIES), rng.choice(THINGS), made_up(rng), str(rng.randrange(2000))]))
+            more = rng.choice([rng.choice(QUALITIES), rng.choice(THINGS), made_up(rng), str(rng.randrange(2000))])
+            words.insert(rng.randrange(len(words) + 1), more)
         item["name"] = " ".join(words)
     return WebShop(files=files, nouns=Nouns({item["asin"]: webshop_prompts.words_of(item["name"]) for item in files[0]}))
 
@@ -113,14 +116,15 @@ def world(seed):
 def make_tokenizer():
     """Subwords with the space in front of them, learned from scripted episodes and the words above; bytes for what these lack."""
     stream = random.Random("words")
-    texts = ["".join(text for text, _ in example(stream) or []) for _ in range(1500)]
+    texts = ["".join(text for text, _ in example(stream) or []) for _ in range(600)]
     every = [*THINGS, *QUALITIES, *COLOURS, *SIZES, *UNITS, *map(str, range(100)), *(f"#{i}" for i in range(1, 11))]
     texts += [" " + " ".join(stream.sample(every, len(every))) for _ in range(60)]
     split = pre_tokenizers.Split(Regex(r" ?#\d+| ?\d{1,3}| ?[^\W\d_]+| ?[^\s\w]+|\n"), behavior="isolated")
     learner = Tokenizer(models.BPE())
     learner.pre_tokenizer = split
     fallback = [f"<0x{i:02X}>" for i in range(256)]
-    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=VOCABULARY - len(fallback) - 1, special_tokens=[PAD, EOS], show_progress=False))
+    size = VOCABULARY - len(fallback)
+    learner.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=size, special_tokens=[PAD, EOS], show_progress=False))
     learned = json.loads(learner.to_str())["model"]
     vocabulary = learned["vocab"] | {byte: len(learned["vocab"]) + i for i, byte in enumerate(fallback)}
     one = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(pair) for pair in learned["merges"]], byte_fallback=True))
