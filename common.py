@@ -14,6 +14,7 @@ it trains: the laptop's million parameters and a 7B model differ by arguments on
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -85,7 +86,7 @@ def rng(*key):
 
 
 def make_env(args):
-    """The environment named by --env; the only place in the method's code that knows one by name."""
+    """The environment named by --env; the only place in the method's code that knows one by name.  A class of your own: MODULE:CLASS."""
     if args.env == "alfworld":
         from envs.alfworld import AlfWorld
 
@@ -94,7 +95,11 @@ def make_env(args):
         from envs.webshop import WebShop
 
         return WebShop(max_steps=args.max_steps or 15)
-    raise UserError(f"--env {args.env}: expected alfworld or webshop")
+    module, _, name = args.env.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({error})") from None
 
 
 # ---- 2. policy -----------------------------------------------------------------------------------------------------------------
@@ -855,9 +860,9 @@ def base_parser(doc):
     threads = min(2, os.cpu_count() or 1)
     g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
-    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="note of what was visited in compact prompts")
+    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
     g = p.add_argument_group("rollout")
-    g.add_argument("--env", default="alfworld", help="alfworld or webshop")
+    g.add_argument("--env", default="alfworld", help="alfworld, webshop, or MODULE:CLASS of your own")
     g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")

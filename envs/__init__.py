@@ -1,7 +1,8 @@
 """The one page between the method and its worlds.
 
 An environment is text in, text out.  It knows no policy and no method; the phases know no environment.  Any class with the
-members below will do (duck typing, no base class); `make_env` in common.py is the only place that lists them by name.
+members below will do (duck typing, no base class): --env MODULE:CLASS plays it; tests/toy.py is a complete one.  `make_env` in common.py
+is the only place that lists environments by name.
 
     split_names                        the splits it offers, the training split first
     tasks(split) -> list[str]          stable, sorted ids; splits are disjoint; the same list on every machine
@@ -13,6 +14,8 @@ members below will do (duck typing, no base class); `make_env` in common.py is t
     task                               the goal sentence of the running episode
     is_admissible(action, step)        whether the world knows the action in that state (metrics only)
     max_steps                          an episode is cut after that many steps
+
+    ceiling(split) -> float            optional: the share of a split's tasks that can be won at all
 
 and, because only the environment speaks its language, the words of the agent's prompts:
 

@@ -182,6 +182,7 @@ def no_model(monkeypatch):
         (evaluate, [], "no run runs/default: run `python warmup.py"),
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
+        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
         (warmup, ["--temperature", "0"], "--temperature: expected a number above 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
         (evaluate, ["--policy", "nowhere"], "--model nowhere"),
@@ -250,8 +251,13 @@ def test_every_script_answers_help(monkeypatch, capsys, script):
 # ---- learning ----
 
 
-def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch, toy):
-    more = "--groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
+def test_the_environment_of_one_file_is_shown_whole_in_the_readme():
+    root = Path(__file__).resolve().parent.parent
+    assert (root / "tests" / "toy.py").read_text() in (root / "README.md").read_text()
+
+
+def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
+    more = "--env tests.toy:Doors --groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
     run_main(monkeypatch, warmup, *SMALL, *more)
     success = [line["success_plain"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
     steps = [line["mean_steps"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]

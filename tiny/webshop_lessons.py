@@ -25,7 +25,8 @@ PAD, EOS = "[pad]", "\n"
 KNOWN, OPEN, CHECK = range(1000, 1012), range(2000, 2024), 3000
 
 # Words that things, attributes and options are put together from; all a shop could sell, none of it any shop's list.
-THINGS = """lamp table chair sofa shelf desk bed mattress pillow curtain rug mirror clock vase frame candle basket box bag backpack wallet belt
+THINGS = """
+    lamp table chair sofa shelf desk bed mattress pillow curtain rug mirror clock vase frame candle basket box bag backpack wallet belt
     hat cap scarf glove sock shoe sneaker boot sandal slipper loafer oxford pump shirt t-shirt polo blouse sweater hoodie jacket coat
     vest dress skirt pants jeans shorts legging tights suit swimsuit bikini bra panty underwear pajama robe costume tuxedo jersey watch
     ring necklace bracelet earring charm phone case charger cable adapter battery speaker headphone earbud microphone camera lens tripod
@@ -50,10 +51,12 @@ QUALITIES = """soft hard light heavy thin thick slim wide narrow long short high
     office school gym outdoor summer winter spring party wedding holiday birthday gift women men women's men's kids girls boys baby teen
     adult pet dog cat skin hair face body dark sensitive dead damaged curly fine keto low-carb caffeine artificial color flavor
     preservatives grade quality certified tested old vintage modern rustic style""".split()
-COLOURS = """black white grey gray silver gold bronze copper brown beige ivory cream tan khaki olive green mint teal aqua turquoise blue navy
+COLOURS = """
+    black white grey gray silver gold bronze copper brown beige ivory cream tan khaki olive green mint teal aqua turquoise blue navy
     royal purple violet lavender pink rose coral peach orange yellow mustard red wine burgundy maroon charcoal heather leopard camo
     floral striped plaid multicolor clear natural walnut oak espresso""".split()
-SIZES = """small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king small-medium wide narrow regular 2t 3t
+SIZES = """
+    small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king small-medium wide narrow regular 2t 3t
     4t youth adult men women""".split()
 UNITS = "inch ounce pack count piece pieces feet ft cm mm ml pound gallon watt gb pairs sheets x".split()
 GROUPS = """color size style pattern|name flavor|name scent material fit|type item|shape capacity set team|name special|size|type
