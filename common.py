@@ -110,9 +110,9 @@ class Policy:
 
     style       "chat" with a chat template, else "compact" (with "+note" where --note is on)
     constrain   responses are sampled among those that env.responses offers, by masking all other tokens at every position; where that
-                is a FreeText, such as a search query, among the tokens of its source.  The sampler keeps the tokens that were possible
-                with every token, and trainer and policy gradient use that same masked distribution: the gradient is exactly that of the
-                constrained policy, of a list and of free text alike."""
+                is a FreeText, such as a search query, among the words that it may be made of.  The sampler keeps the tokens that were
+                possible with every token, and trainer and policy gradient use that same masked distribution: the gradient is exactly that
+                of the constrained policy, of a list and of free text alike."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
         check_model(name)
@@ -147,21 +147,21 @@ class Policy:
         unknown, free = self.tokenizer.unk_token_id, [r for r in responses if isinstance(r, FreeText)]
         for text in responses:
             if text not in self.action_ids:
-                parts = (text.start, text.source, "\n") if isinstance(text, FreeText) else (text + "\n",)
+                parts = (text.start, *text.words) if isinstance(text, FreeText) else (text + "\n",)
                 self.action_ids[text] = [tuple(self.encode(part)) for part in parts]
         whole = [self.action_ids[text][0] for text in responses if text not in free]
         whole = [ids for ids in whole if unknown not in ids] or whole
+        end = self.encode("\n")[-1]
 
         def follow(prefix):
             n, prefix = len(prefix), tuple(prefix)
             allowed = {ids[n] for ids in whole if n < len(ids) and ids[:n] == prefix}
             for text in free:
-                start, source, end = self.action_ids[text]
-                words = n - len(start)  # free tokens so far
-                if words < 0 or prefix[: len(start)] != start:
-                    allowed |= {start[n]} if words < 0 and start[:n] == prefix else set()
-                elif prefix[-len(end) :] != end:
-                    allowed |= {*(source if words < text.most else ()), *(end if words else ())}
+                start, *words = self.action_ids[text]
+                if n < len(start):
+                    allowed |= {start[n]} if start[:n] == prefix else set()
+                elif start == prefix[: len(start)]:
+                    allowed |= next_of_words(prefix[len(start) :], words, end, text.most)
             return sorted(allowed)
 
         return follow
@@ -193,6 +193,15 @@ def check_model(name):
     if not any("CausalLM" in kind for kind in config.architectures or []):
         raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
     return config
+
+
+def next_of_words(ids, words, end, most):
+    """The tokens that may follow ids, which are any of the words (token tuples) one after the other and perhaps the begin of one more."""
+    rests = {()}  # for every way to read ids as words: what is still missing of the last one, () between words
+    for token in ids:
+        rests = {rest[1:] for rest in (rests | set(words) if () in rests else rests) if rest and rest[0] == token}
+    begin = {word[0] for word in words} if () in rests and (not ids or len(ids) < most) else set()
+    return {rest[0] for rest in rests if rest} | begin | ({end} if ids and () in rests else set())
 
 
 def masked_log_softmax(logits, allowed):

@@ -54,11 +54,11 @@ class Step:
 
 @dataclass(frozen=True)
 class FreeText:
-    """A response that the policy words itself: `start`, then at least one and at most `most` tokens out of those of `source`, in any
-    order, then the end of the line.  Tokens are what the policy's own tokenizer makes of the two strings."""
+    """A response that the policy words itself: `start`, then one or more of `words` in any order, then the end of the line.  No further
+    word is begun after `most` tokens.  words: as they stand in a text, with the space before them."""
 
     start: str
-    source: str
+    words: tuple
     most: int
 
 

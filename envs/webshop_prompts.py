@@ -45,7 +45,7 @@ ASIN = re.compile(r"\bb0[0-9a-z]{8}\b")
 TITLE_WORDS = (8, 5, 3)  # of a title on the first, second and every later results page of an episode
 ITEM_WORDS, PAGE_WORDS, OPTION_WORDS, TASK_WORDS = 8, 24, 8, 80
 VALUES = 4  # options of a group that a compact item page shows
-QUERY_TOKENS = 24  # longest query of a compact response
+QUERY_TOKENS = 24  # a compact query begins no further word after so many
 BUTTONS = {"buy now": "buy", "< prev": "back", "back to search": "new search", "next >": "next"}
 BUTTONS |= {page: f"read {page}" for page in ("description", "features", "reviews", "attributes")}
 WORD = re.compile(r"[^\W_]+(?:[.'-][^\W_]+)*")
@@ -188,7 +188,7 @@ def responses(step, style):
         return step.admissible
     kind, task, _ = read_page(step.observation)
     if kind == "start":
-        return [FreeText("search", " " + " ".join(dict.fromkeys(words_of(task))), QUERY_TOKENS)]
+        return [FreeText("search", tuple(f" {word}" for word in dict.fromkeys(words_of(task))), QUERY_TOKENS)]
     return list(moves(step)) or ["back"]
 
 
