@@ -115,8 +115,8 @@ def option_groups(step):
 
 
 def cut(text, task, most):
-    """The first words of a text, at most that many, those that the instruction asks for before others, all in the text's order."""
-    words, asked = words_of(text), set(words_of(task)) - STOP
+    """The first words of a text, at most that many and each once, what the instruction asks for before others, in the text's order."""
+    words, asked = list(dict.fromkeys(words_of(text))), set(words_of(task)) - STOP
     kept = sorted(range(len(words)), key=lambda i: (words[i] not in asked, i))[:most]
     return " ".join(words[i] for i in sorted(kept))
 
