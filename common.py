@@ -151,7 +151,7 @@ class Policy:
                 self.action_ids[text] = [tuple(self.encode(part)) for part in parts]
         whole = [self.action_ids[text][0] for text in responses if text not in free]
         whole = [ids for ids in whole if unknown not in ids] or whole
-        end = self.encode("\n")[-1]
+        end = self.encode("\n")[-1] if free else None
 
         def follow(prefix):
             n, prefix = len(prefix), tuple(prefix)

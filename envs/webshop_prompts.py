@@ -24,7 +24,7 @@ Two styles of the same information:
 
 What compact prompts cut: a results page shows at most 8 words of a title, the second one of an episode 5, later ones 3; an item page 8
 of its title and 4 values per option group; other pages 24 words.  The words that are asked for stay first, and an asked option always
-stays: fifteen random steps stay below 1,024 tokens.
+stays.  Fifteen random steps take 570 tokens in the generated shop (median of 120; at most 799), 805 among the real products (1,118).
 
 Titles and descriptions are other people's text.  In chat prompts line breaks inside a part are folded and tags were defused on loading; in
 compact ones only words are left of them, so that no title can write a line, a `#`, a `:` or a `;`.
@@ -40,7 +40,6 @@ HISTORY = 2  # (observation, action) pairs that a prompt shows
 LONGEST = 13_000  # characters; a longer prompt is written without history, and then with a shorter page
 CJK = re.compile("[\u4e00-\u9fff]")
 ASIN = re.compile(r"\bb0[0-9a-z]{8}\b")
-
 
 TITLE_WORDS = (8, 5, 3)  # of a title on the first, second and every later results page of an episode
 ITEM_WORDS, PAGE_WORDS, OPTION_WORDS, TASK_WORDS = 8, 24, 8, 80
@@ -189,7 +188,7 @@ def responses(step, style):
     kind, task, _ = read_page(step.observation)
     if kind == "start":
         return [FreeText("search", tuple(f" {word}" for word in dict.fromkeys(words_of(task))), QUERY_TOKENS)]
-    return list(moves(step)) or ["back"]
+    return list(moves(step))
 
 
 def page_text(step, before):
