@@ -871,7 +871,7 @@ def base_parser(doc):
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
     g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
     g = p.add_argument_group("rollout")
-    g.add_argument("--env", default="alfworld", help="alfworld, webshop, or MODULE:CLASS of your own")
+    g.add_argument("--env", help="alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)")
     g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
@@ -932,13 +932,17 @@ def positive_int(text):
     return int(text)
 
 
-def parse_args(parser, **phase_defaults):
-    """Command line over preset over defaults.  phase_defaults: preset name -> this phase's own."""
+def parse_args(parser, first=False, **phase_defaults):
+    """Command line over preset over defaults.  first: this script begins a run, others play the environment that the run began with;
+    phase_defaults: preset name -> this phase's own."""
     preset = parser.parse_known_args()[0].preset
     known = {action.dest for action in parser._actions}
     chosen = PRESETS[preset] | phase_defaults.get(preset, {})
     parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
     args = parser.parse_args()
+    begun = Path("runs") / args.run / "warmup" / "args.json"
+    if args.env is None:
+        args.env = json.loads(begun.read_text())["args"]["env"] if begun.exists() and not first else "alfworld"
     if args.model is None:
         args.model = os.path.relpath(Path(__file__).parent / "tiny" / args.env)
     for name in ("temperature", "minutes", "gamma"):

@@ -235,6 +235,19 @@ def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no
         run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])
 
 
+def test_later_scripts_play_the_environment_that_the_run_began_with(monkeypatch, finished):
+    shutil.copytree(finished, "runs")
+    written = Path("runs/default/warmup/args.json")
+    written.write_text(written.read_text().replace('"env": "alfworld"', '"env": "tests.toy:Doors"'))
+    for arguments, first, env in (
+        (["x"], False, "tests.toy:Doors"),
+        (["x"], True, "alfworld"),
+        (["x", "--env", "webshop"], False, "webshop"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert common.parse_args(common.make_parser("test"), first=first).env == env
+
+
 def test_an_unwritable_folder_is_named(monkeypatch, no_model, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot write to"):
