@@ -875,6 +875,7 @@ def make_parser(doc):
     g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
     g = p.add_argument_group("optimiser")
     g.add_argument("--lr", type=float, help="AdamW learning rate")
+    g.add_argument("--lr-end", type=float, default=1.0, help="beyond the paper: share of --lr at the end of the budget, reached linearly")
     g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
@@ -1008,6 +1009,15 @@ class Run:
                 return
             yield self.iteration
         self.ended_by = f"--iterations {self.args.iterations}"
+
+    def set_lr(self, optimizer):
+        """Learning rate of this iteration: from --lr linearly to --lr-end * --lr at the end of --iterations or --minutes, whichever is nearer.
+
+        Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
+        spent = (time.time() - self.began) / (60 * self.args.minutes) if self.args.minutes else 0.0
+        share = min(1.0, max(spent, self.iteration / self.args.iterations))
+        for group in optimizer.param_groups:
+            group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
 
     def append(self, name, rows):
         """Appends rows to a JSON-lines file of the phase."""

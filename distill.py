@@ -115,6 +115,7 @@ def main():
                 credit(skill, pair["delta"], k, args)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
+        run.set_lr(optimizer)
         twins = plain_twins(policy, env, records, {pair["group_id"]: pair["delta"] for pair in pairs}, args)
         lam = lambda_at(k, args)
         stream = rng(args.seed, PHASE, k, "mini-batches")
