@@ -884,6 +884,7 @@ def make_parser(doc):
     g.add_argument("--iterations", type=positive_int, help="at most that many")
     g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
     g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
+    g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
     return p
 
 
@@ -1011,7 +1012,7 @@ class Run:
         self.ended_by = f"--iterations {self.args.iterations}"
 
     def set_lr(self, optimizer):
-        """Learning rate of this iteration: from --lr linearly to --lr-end * --lr at the end of --iterations or --minutes, whichever is nearer.
+        """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
 
         Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
         spent = (time.time() - self.began) / (60 * self.args.minutes) if self.args.minutes else 0.0
@@ -1031,9 +1032,12 @@ class Run:
     def end_iteration(self, policy, optimizer, metrics, last=False):
         """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
         self.iteration += 1
-        self.spent = time.time() - self.began
+        before, self.spent = self.spent, time.time() - self.began
         self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
         print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
+        every = 60 * self.args.snapshots
+        if every and self.spent // every > before // every:
+            policy.save(self.folder / "snapshots" / f"{self.spent:06.0f}")
         if last or self.iteration % self.args.save_every == 0:
             self.save(policy, optimizer)
 
