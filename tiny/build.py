@@ -122,6 +122,7 @@ def make_batch(lessons, tokenizer, size, *key):
 def train(rank, args):
     """One of args.processes identical processes, each with its own part of the batch: small matrices gain nothing from more threads."""
     torch.set_num_threads(1)
+    parent = os.getppid()
     torch.distributed.init_process_group("gloo", init_method=f"file://{args.state}.rendezvous", rank=rank, world_size=args.processes)
     lessons = LESSONS[args.env]
     tokenizer = lessons.make_tokenizer()
@@ -148,6 +149,8 @@ def train(rank, args):
         say(f"going on from step {first}", flush=True)
     began, seen, recent = time.time(), 0, []
     for k in range(first, args.steps):
+        if os.getppid() != parent:
+            sys.exit("the main process was killed; the same command goes on from the last saved step")  # else this one would work on unseen
         ids, learn = make_batch(lessons, tokenizer, args.batch, args.seed, k, rank)
         schedule = min(1.0, (k + 1) / 100) * max(0.02, 1 - k / args.steps)  # warm-up, then linear to almost 0
         for optimizer, rate in zip(optimizers, (args.muon_lr, args.lr)):
