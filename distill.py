@@ -66,13 +66,14 @@ def plain_twins(policy, env, records, deltas, args):
 
     Per token M w: M = 1[skill used] 1[D_g > 0] 1[action token], w = clip(A, 0, w_max).  Writes gate and weight into the steps."""
     twins = []
+    unit = 10.0 if args.adv_mode == "mean_norm" else 1.0  # without the std, advantages are in rewards, of which a success has 10
     for e, record in enumerate(records):
         # (17) the gate: a skill episode of a group in which the skill helped
         gate = record["condition"] == "skill" and (deltas[record["group_id"]] > 0 or "gate" in args.without)
         for s in record["steps"]:
             s["gate"] = int(gate)
             # (18) the *internalisation weight*: the clipped advantage of the step, no gradient
-            s["weight"] = gate * (1.0 if "weight" in args.without else min(max(s["advantage"], 0.0), args.w_max))
+            s["weight"] = gate * (1.0 if "weight" in args.without else min(max(s["advantage"] / unit, 0.0), args.w_max))
         if not gate:
             continue
         for s, prompt_ids in zip(record["steps"], prompts_of(policy, env, record, skills=[])):
@@ -85,8 +86,9 @@ def plain_twins(policy, env, records, deltas, args):
 
 
 def lambda_at(k, args):
-    """(20) lambda(k) = lambda_max min(1, k / K_warm)."""
-    return args.lambda_max * min(1.0, k / args.k_warm) if args.k_warm else args.lambda_max
+    """(20) lambda(k) = lambda_max min(1, k / K_warm); ten times that where L_GiGPO is in rewards (mean_norm), to keep proportions."""
+    largest = args.lambda_max * (10 if args.adv_mode == "mean_norm" else 1)
+    return largest * min(1.0, k / args.k_warm) if args.k_warm else largest
 
 
 def main():

@@ -154,7 +154,7 @@ def test_the_gate_and_the_weight_of_the_methods_worked_example_and_what_each_abl
             s["advantage"] = advantage
 
     def taught(*without):
-        args = argparse.Namespace(w_max=2.0, without=without)
+        args = argparse.Namespace(w_max=2.0, without=without, adv_mode="mean_std_norm")
         twins = distill.plain_twins(policy, Doors(), records, {"helped": 0.5, "harmed": -0.5}, args)
         assert all("hint" not in policy.decode(row.prompt_ids) and not row.rl for row in twins)
         weights = {r["traj_id"]: {s["weight"] for s in r["steps"]} for r in records}
