@@ -875,6 +875,7 @@ def make_parser(doc):
     g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
     g = p.add_argument_group("optimiser")
     g.add_argument("--lr", type=float, help="AdamW learning rate")
+    g.add_argument("--lr-end", type=float, default=1.0, help="beyond the paper: share of --lr at the end of the budget, reached linearly")
     g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
@@ -883,6 +884,7 @@ def make_parser(doc):
     g.add_argument("--iterations", type=positive_int, help="at most that many")
     g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
     g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
+    g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
     return p
 
 
@@ -1009,6 +1011,15 @@ class Run:
             yield self.iteration
         self.ended_by = f"--iterations {self.args.iterations}"
 
+    def set_lr(self, optimizer):
+        """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
+
+        Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
+        spent = (time.time() - self.began) / (60 * self.args.minutes) if self.args.minutes else 0.0
+        share = min(1.0, max(spent, self.iteration / self.args.iterations))
+        for group in optimizer.param_groups:
+            group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
+
     def append(self, name, rows):
         """Appends rows to a JSON-lines file of the phase."""
         path = self.folder / name
@@ -1021,9 +1032,12 @@ class Run:
     def end_iteration(self, policy, optimizer, metrics, last=False):
         """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
         self.iteration += 1
-        self.spent = time.time() - self.began
+        before, self.spent = self.spent, time.time() - self.began
         self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
         print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
+        every = 60 * self.args.snapshots
+        if every and self.spent // every > before // every:
+            policy.save(self.folder / "snapshots" / f"{self.spent:06.0f}")
         if last or self.iteration % self.args.save_every == 0:
             self.save(policy, optimizer)
 

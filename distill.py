@@ -68,15 +68,16 @@ def plain_twins(policy, env, records, deltas, args):
     twins = []
     for e, record in enumerate(records):
         # (17) the gate: a skill episode of a group in which the skill helped
-        gate = record["condition"] == "skill" and deltas[record["group_id"]] > 0
+        gate = record["condition"] == "skill" and (deltas[record["group_id"]] > 0 or "gate" in args.without)
         for s in record["steps"]:
             s["gate"] = int(gate)
             # (18) the *internalisation weight*: the clipped advantage of the step, no gradient
-            s["weight"] = min(max(s["advantage"], 0.0), args.w_max) * gate
+            s["weight"] = gate * (1.0 if "weight" in args.without else min(max(s["advantage"], 0.0), args.w_max))
         if not gate:
             continue
         for s, prompt_ids in zip(record["steps"], prompts_of(policy, env, record, skills=[])):
             mask = action_token_mask(policy, s) if s["valid"] else [0] * len(s["response_ids"])
+            mask = [1] * len(mask) if "mask" in args.without else mask
             row = Row(prompt_ids, s["response_ids"], s["logprobs"], s["allowed"], rl=False, episode=e)
             row.weights, row.gated = [m * s["weight"] for m in mask], sum(mask)
             twins.append(row)
@@ -97,6 +98,8 @@ def main():
     group.add_argument("--lambda-max", type=float, default=0.1, help="(20) largest weight of L_int; 0: GiGPO on paired rollouts only")
     group.add_argument("--k-warm", type=int, default=20, help="(20) iterations until lambda is at its largest; 0: from the start")
     group.add_argument("--w-max", type=float, default=2.0, help="(18) largest weight of a token")
+    parts = ["gate", "weight", "mask"]
+    group.add_argument("--without", nargs="+", default=[], choices=parts, help="ablation: leave out parts of (17), (18)")
     args = parse_args(parser, laptop=dict(minutes=2.5, n_eval=4, lambda_max=0.5, k_warm=3, lr=1.5e-4), paper=dict(iterations=50))
     source = finished_phase(args.source or f"runs/{args.run}/mine")
     bank = skills_file(args.skills or source / "skills.jsonl")
@@ -115,6 +118,7 @@ def main():
                 credit(skill, pair["delta"], k, args)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
+        run.set_lr(optimizer)
         twins = plain_twins(policy, env, records, {pair["group_id"]: pair["delta"] for pair in pairs}, args)
         lam = lambda_at(k, args)
         stream = rng(args.seed, PHASE, k, "mini-batches")

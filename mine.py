@@ -175,6 +175,7 @@ def main():
                 credit(skill, pair["delta"], k, args)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
+        run.set_lr(optimizer)
         losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
 
         lines = [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records]

@@ -66,6 +66,7 @@ def main():
         records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
+        run.set_lr(optimizer)
         losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
         state["wins"].append(sum(r["success"] for r in records))
 

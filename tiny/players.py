@@ -10,6 +10,8 @@ in its prompt asks of it, and careful at what a fitting skill says, clause by cl
 `describe` is the way back, from a winning transcript to the skill it shows; the policy learns to write that too.
 """
 
+import argparse
+import json
 import re
 
 from envs.alfworld_prompts import read_task, room_list
@@ -185,3 +187,23 @@ def describe(task, steps, which):
     if len(set(gone)) == len(gone):
         shown.insert(0, "once")
     return general_skill(kind, shown)
+
+
+def main():
+    """Prints a skills.jsonl of active general skills, one for each kind of task: an oracle's, or useless ones for comparison."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--useless", action="store_true", help="skills that help nobody")
+    useless = parser.parse_args().useless
+    types = ("pick_and_place_simple", "look_at_obj_in_light", "pick_two_obj_and_place")
+    task_types = dict(zip(("put", "examine", "two"), types)) | {verb: f"pick_{verb}_then_place_in_recep" for verb in VERBS}
+    for kind, task_type in task_types.items():
+        skill = general_skill(kind)
+        if useless:  # words of the same language that no scripted player acts on
+            skill["strategy"] = "look at it , examine it , look at it"
+        about = {"skill_id": f"oracle-{kind}", "env": "alfworld", "task_type": task_type, "title": kind}
+        life = {"status": "active", "utility": 0.5, "n_eval": 0, "neg_streak": 0, "deltas": []}
+        print(json.dumps(about | skill | life | {"source_traj_ids": [], "source_task_ids": [], "retired_iter": None}))
+
+
+if __name__ == "__main__":
+    main()
