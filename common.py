@@ -21,6 +21,7 @@ import shutil
 import sys
 import time
 import zlib
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -117,6 +118,8 @@ class Policy:
         self.eos_ids = {self.tokenizer.eos_token_id}
         configured = self.model.generation_config.eos_token_id
         self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
+        self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9  # tokens of prompt and response
+        self.max_prompt = None  # tokens of a chat prompt; None: the environment's, and 4096 where there are skills
         self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
 
     def encode(self, text):
@@ -127,10 +130,12 @@ class Policy:
         if self.style != "chat":
             return self.encode(text)
         turn = [{"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        # templates with a thinking mode (Qwen3) have it off: the prompt asks for its own, short <think> block
+        more = {"enable_thinking": False} if "enable_thinking" in str(self.tokenizer.chat_template) else {}
+        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, **more)["input_ids"]
 
     def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat")
+        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
 
     def candidates(self, admissible):
         """Token ids of every admissible response, None where responses are free."""
@@ -144,12 +149,34 @@ class Policy:
         return [one for one in ids if unknown not in one] or ids
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
-        """Token ids of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt extends, so
-        that sampled ids are never decoded and encoded again."""
+        """(ids, truncated) of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt
+        extends, so that sampled ids are never decoded and encoded again.
+
+        A chat prompt that is too long loses its history first, then the middle of the observation (the task may stand at its end), and
+        never the task or the actions.  UserError where it does not fit even so."""
+
+        def tokens(step, **less):
+            return self.encode_prompt(env.prompt(task, history, step, skills, self.style, **less))
+
         more = env.continuation(history, step, self.style) if before is not None else None
-        if more is not None:
-            return before + self.encode(more)
-        return self.encode_prompt(env.prompt(task, history, step, skills, self.style))
+        ids = tokens(step) if more is None else before + self.encode(more)
+        if self.style != "chat":
+            if len(ids) >= self.context:
+                raise UserError(f"an episode has grown to {len(ids)} tokens, {self.name} reads {self.context}: lower --max-steps")
+            return ids, False
+        limit = self.max_prompt or max(4096 if skills else 0, env.max_prompt)
+        if len(ids) <= limit:
+            return ids, False
+        for shown in (1, 0):
+            if len(ids := tokens(step, shown=shown)) <= limit:
+                return ids, True
+        keep = len(step.observation) // 2
+        while keep > len(task) + 20:
+            keep = keep * 3 // 4
+            short = f"{step.observation[:keep]} ... {step.observation[-keep:]}"
+            if len(ids := tokens(Step(short, step.admissible), shown=0)) <= limit:
+                return ids, True
+        raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
 
     def save(self, folder):
         self.model.save_pretrained(folder)
@@ -160,16 +187,24 @@ class Policy:
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
-def check_model(name):
-    """UserError unless `name` is a local folder or hub model with a causal LM and a tokenizer; cheap, reads the config only."""
+def check_model(name, args=None):
+    """UserError unless `name` is a local folder or hub model with a causal LM that the prompts are made for, and whose context holds
+    --max-prompt and --max-response tokens.  Cheap: reads config and tokenizer only."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
     if not any("CausalLM" in kind for kind in config.architectures or []):
         raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
-    return config
+    # without a template it has to be a stand-in, known by its closed vocabulary of whole words (tiny/build.py); a base model is neither
+    if not tokenizer.chat_template and type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+        raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
+    context = getattr(config, "max_position_embeddings", None)
+    if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
+        room = context - args.max_response
+        fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
+        raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: lower {fix}")
 
 
 def masked_log_softmax(logits, allowed):
@@ -285,7 +320,7 @@ class Sampler:
             logprobs[i].append(logprob)
             allowed[i].append(options)
             if left[i] is None:
-                if token in self.policy.eos_ids or len(response[i]) == max_new:
+                if token in self.policy.eos_ids or len(response[i]) == min(max_new, self.policy.context - len(prompts[i])):
                     running.discard(i)
             else:
                 left[i] = [c for c in left[i] if c[len(response[i]) - 1] == token]
@@ -339,13 +374,13 @@ def play_together(policy, env, plays, temperature, max_response, bar):
     worlds = [env.fork() for _ in plays]
     now = [world.reset(play.task_id) for world, play in zip(worlds, plays)]
     streams = [rng(*play.key) for play in plays]
-    history, ids = [[] for _ in plays], [None] * len(plays)
+    history, ids, cut = [[] for _ in plays], [None] * len(plays), [False] * len(plays)
     records = [new_record(env, play, world) for play, world in zip(plays, worlds)]
     alive = list(range(len(plays)))
     sampler = Sampler(policy, len(alive), temperature)
     while alive:
         for i in alive:
-            ids[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
+            ids[i], cut[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
         choices = [policy.candidates(now[i].admissible) for i in alive]
         answers = sampler.sample([ids[i] for i in alive], choices, [streams[i] for i in alive], max_response)
         for i, (response_ids, logprobs, allowed) in zip(alive, answers):
@@ -365,6 +400,7 @@ def play_together(policy, env, plays, temperature, max_response, bar):
                     "action": action,
                     "valid": valid,
                     "fails": not env.is_admissible(action, before),
+                    "truncated": cut[i],
                     "reward": now[i].reward,
                 }
             )
@@ -558,7 +594,7 @@ def prompts_of(policy, env, record, skills):
     prompts, history, ids = [], [], None
     for s in record["steps"]:
         now = Step(s["observation"], s["admissible"])
-        ids = policy.prompt_ids(env, record["task"], history, now, skills, ids)
+        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
         prompts.append(ids)
         ids = ids + s["response_ids"]
         history.append((now, s["action"]))
@@ -566,11 +602,16 @@ def prompts_of(policy, env, record, skills):
 
 
 def action_token_mask(policy, step):
-    """Per response token 1 where it is part of the action, i.e. its characters overlap the action's text (17)."""
-    first, last = action_span(step["response"], policy.style)
-    ends = [len(policy.decode(step["response_ids"][: j + 1])) for j in range(len(step["response_ids"]))]
-    starts = [0, *ends[:-1]]
-    return [int(end > first and begin < last) for begin, end in zip(starts, ends)]
+    """Per response token 1 where it holds a part of the action's text (17), also of a single character: byte-level tokens may begin and
+    end inside one.  Prefixes are decoded, and a broken character at a prefix's end shows as U+FFFD, one character like the whole one."""
+    ids, text = step["response_ids"], step["response"]
+    first, last = action_span(text, policy.style)
+    if first >= last:
+        return [0] * len(ids)
+    tokens = range(len(ids))  # both searches are for the first token that a condition holds for
+    begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
+    end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
+    return [int(begin <= j <= end) for j in tokens]
 
 
 @dataclass
@@ -845,6 +886,7 @@ def base_parser(doc):
     g.add_argument("--env", default="alfworld", help="alfworld or webshop")
     g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
+    g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
     g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
     return p
@@ -1072,7 +1114,7 @@ def start(args, phase, source, state):
     weights that the phase starts from."""
     env = make_env(args)
     tasks = train_tasks(env, args)
-    check_model(str(source))
+    check_model(str(source), args)
     run = Run(args, phase, state)
     print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
     policy = Policy(run.checkpoint or source, args.device, args.dtype, args.note, args.constrain)
@@ -1096,6 +1138,7 @@ def episode_metrics(records, seconds):
         "env_steps": len(steps),
         "valid_rate": float(np.mean([s["valid"] for s in steps])),
         "inadmissible_rate": float(np.mean([s["fails"] for s in steps])),
+        "truncated": sum(s["truncated"] for s in steps),
         "response_tokens": sum(len(s["response_ids"]) for s in steps),
         "rollout_seconds": round(seconds, 3),
         "steps_per_second": round(len(steps) / seconds, 1),

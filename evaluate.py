@@ -259,7 +259,7 @@ def main():
     arms = named_arms(args) if args.policy else default_arms(args)
     banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}
     for _, policy, _ in arms:
-        check_model(str(policy))
+        check_model(str(policy), args)
     env = make_env(args)
     splits = args.split or env.split_names[1:]
     panels = {split: split_tasks(env, split) for split in splits}

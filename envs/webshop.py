@@ -226,6 +226,8 @@ class WebShop:
     show_attrs: item pages offer their attributes, as the official flag does; nouns: a `Nouns`, else found beside the data.
     Raises UserError where data is missing or damaged, or holds no goals."""
 
+    max_prompt = 4096  # tokens, as in the reference
+
     def __init__(
         self, data=None, human=False, seed=SEED, train_from=TEST_GOALS, by_product=None, show_attrs=False, nouns=None, max_steps=15
     ):
