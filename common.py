@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,28 +25,40 @@ import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+import large
+import parallel
 from envs import Step, UserError, action_span
+from sampler import Sampler, masked_log_softmax
 
 # ---- 1. records ----------------------------------------------------------------------------------------------------------------
 
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
+    if parallel.rank():
+        sys.stdout = open(os.devnull, "w")
     try:
         main()
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        if parallel.rank() == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
+            print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if parallel.world() == 1 or not re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error)):
+            raise
+        sys.exit("error: another process of this run has died; the same command goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last finished iteration")
 
@@ -67,7 +80,9 @@ def read_jsonl(path):
 
 
 def write_atomically(path, text):
-    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies."""
+    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies.  Process 0 only."""
+    if parallel.rank():
+        return
     part = Path(f"{path}.part")
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
@@ -90,7 +105,7 @@ def make_env(args):
     if args.env == "alfworld":
         from envs.alfworld import AlfWorld
 
-        return AlfWorld(engine=args.engine, max_steps=args.max_steps or 50)
+        return AlfWorld(engine=args.simulator, max_steps=args.max_steps or 50)
     if args.env == "webshop":
         from envs.webshop import WebShop
 
@@ -120,6 +135,10 @@ class Policy:
         self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
         self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9  # tokens of prompt and response
         self.max_prompt = None  # tokens of a chat prompt; None: the environment's, and 4096 where there are skills
+        self.sampling = self.model  # the model that rollouts use; another copy where the trained one is sharded
+        self.lora, self.adapter_off, self.autocast, self.logit_chunk = False, False, nullcontext, None
+        self.engine = None  # vllm_engine.Engine, where that one samples
+        self.version = 0  # counts optimizer steps
         self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
 
     def encode(self, text):
@@ -178,13 +197,48 @@ class Policy:
                 return ids, True
         raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
 
-    def save(self, folder):
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def logits(self, hidden):
-        logits = self.model.get_output_embeddings()(hidden)
+    def logits(self, model, hidden):
+        logits = model.get_output_embeddings()(hidden)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def save(self, folder, dtype=None):
+        """Writes a Hugging Face folder, in another dtype where one is given."""
+        large.save(self, folder, dtype)
+
+    def score(self, ids, b, p, allowed, temperature):
+        """(N,) log-probs and entropies of the tokens ids[b, p] of a padded batch ids (B, T).  Logits exist for these N tokens only, and
+        for at most logit_chunk of them at once: more are computed in parts, and again in the backward pass."""
+
+        def part(hidden, targets, allowed):
+            logp = masked_log_softmax(self.logits(self.model, hidden) / temperature, allowed)  # (n, V)
+            return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+        with self.autocast():
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[b, p - 1]  # (N, d): p is predicted at p - 1
+            chunk = self.logit_chunk or max(1, 2**28 // self.model.config.vocab_size)  # 1 GiB in float32
+            if len(p) <= chunk:
+                return part(hidden, ids[b, p], allowed)
+            cuts = range(0, len(p), chunk)
+            pieces = zip(hidden.split(chunk), ids[b, p].split(chunk), (allowed[i : i + chunk] for i in cuts))
+            logp, entropy = zip(*(checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces))
+            return torch.cat(logp), torch.cat(entropy)
+
+
+def load_policy(name, args, trained=False, reference=False):
+    """The policy of a folder or hub name as the arguments want it: to be trained, as the reference policy, or to be played only."""
+    sharded = parallel.sharded() and (trained or reference)
+    dtype = "float32" if trained and not args.lora_rank else args.dtype
+    policy = Policy(name, "cpu" if sharded else args.device, dtype, args.note, args.constrain)
+    policy.max_prompt, policy.logit_chunk = args.max_prompt, getattr(args, "logit_chunk", None)
+    if trained:
+        large.prepare_training(policy, args)
+    if sharded:
+        policy.device = args.device
+        parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
+        if trained:
+            policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
+            policy.synced = -1
+    return policy
 
 
 def check_model(name, args=None):
@@ -207,147 +261,7 @@ def check_model(name, args=None):
         raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: lower {fix}")
 
 
-def masked_log_softmax(logits, allowed):
-    """(N, V) log-probs among the allowed tokens.  allowed: per row a list of token ids, or None for all of them."""
-    if all(ids is None for ids in allowed):
-        return F.log_softmax(logits, -1)
-    mask = torch.zeros_like(logits, dtype=torch.bool)
-    rows = [n for n, ids in enumerate(allowed) for _ in (ids or [])]
-    mask[rows, [token for ids in allowed for token in (ids or [])]] = True
-    free = [n for n, ids in enumerate(allowed) if ids is None]
-    mask[free] = True
-    return F.log_softmax(logits.masked_fill(~mask, -1e9), -1)  # finite, so that 0 * log 0 = 0 in the entropy
-
-
 # ---- 3. rollout ----------------------------------------------------------------------------------------------------------------
-
-
-class RowCache(DynamicCache):
-    """Keys and values of rows of unequal length: every token is written at its own position of its own row, so no padding is kept.
-
-    Padding of a short row lands behind its last token, where the causal mask hides it until real tokens overwrite it."""
-
-    def __init__(self):
-        super().__init__()
-        self.kv = []  # per layer: keys and values, each (rows, heads, T, head_dim)
-
-    def at(self, rows, positions, all_rows):
-        self.rows, self.positions, self.all_rows = rows, positions, all_rows
-        self.length = int(positions.max()) + 1
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if layer_idx == len(self.kv):
-            self.kv.append([new.new_zeros(self.all_rows, new.shape[1], 0, new.shape[3]) for new in (key_states, value_states)])
-        seen = []
-        for which, new in enumerate((key_states, value_states)):  # (n, heads, w, head_dim)
-            kept = self.kv[layer_idx][which]
-            if kept.shape[2] < self.length:  # grow in steps, not at every token
-                more = new.new_zeros(self.all_rows, new.shape[1], self.length + 64 - kept.shape[2], new.shape[3])
-                kept = self.kv[layer_idx][which] = torch.cat([kept, more], 2)
-            kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
-            seen.append(kept[:, :, : self.length] if len(self.rows) == self.all_rows else kept[self.rows, :, : self.length])
-        return seen
-
-    def keep(self, rows):
-        self.kv = [[part[rows] for part in layer] for layer in self.kv]
-
-    def get_seq_length(self, layer_idx=0):
-        return 0  # positions and mask are given explicitly
-
-
-class Sampler:
-    """Samples one response per row, again and again, with the KV cache kept for as long as a row's prompts only grow."""
-
-    WIDTH = 12  # tokens fed per row and forward; rows with more are fed ahead by themselves, so that few rows are padded
-
-    def __init__(self, policy, rows, temperature=1.0):
-        self.policy, self.temperature = policy, temperature
-        self.cache, self.cached = RowCache(), [[] for _ in range(rows)]
-
-    def keep(self, rows):
-        """Drops all rows but these (their episodes are over)."""
-        self.cached = [self.cached[i] for i in rows]
-        self.cache.keep(torch.tensor(rows))
-
-    def forward(self, sequences):
-        """(rows, V) logits after the last token of every sequence; feeds only what the cache lacks."""
-        new = []
-        for i, ids in enumerate(sequences):
-            known = self.cached[i]
-            if ids[: len(known)] != known:  # a rewritten prompt: go back to the common part
-                common = next((k for k, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
-                known = self.cached[i] = known[:common]
-            if len(known) == len(ids):  # logits are wanted once more: feed the last token again
-                known = self.cached[i] = known[:-1]
-            new.append(ids[len(known) :])
-        while long := [i for i, ids in enumerate(new) if len(ids) > self.WIDTH]:
-            ahead = min(len(new[i]) for i in long) - 1 if len(long) == len(new) else max(len(new[i]) for i in long)
-            part = {i: new[i][: min(ahead, len(new[i]) - 1)][:256] for i in long}  # the last token stays for the common pass
-            self.feed(list(part), list(part.values()))
-            for i, ids in part.items():
-                new[i] = new[i][len(ids) :]
-        return self.policy.logits(self.feed(list(range(len(new))), new))
-
-    def feed(self, rows, tokens):
-        """Runs tokens (a list per row) through the model; returns the hidden state of each row's last one, (len(rows), d)."""
-        device, width = self.policy.device, max(map(len, tokens))
-        ids = torch.tensor([t + [0] * (width - len(t)) for t in tokens], device=device)
-        start = torch.tensor([len(self.cached[i]) for i in rows], device=device)
-        positions = start[:, None] + torch.arange(width, device=device)  # (n, w)
-        self.cache.at(torch.tensor(rows, device=device), positions, len(self.cached))
-        mask = torch.arange(self.cache.length, device=device) <= positions[:, None, :, None]  # (n, 1, w, T): causal, row by row
-        hidden = self.policy.model.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
-        for i, t in zip(rows, tokens):
-            self.cached[i] = self.cached[i] + t
-        return hidden[torch.arange(len(rows)), torch.tensor([len(t) - 1 for t in tokens])]
-
-    @torch.inference_mode()
-    def sample(self, prompts, candidates, streams, max_new):
-        """One response per row: list of (response_ids, logprobs, allowed).
-
-        prompts: token ids per row.  candidates: per row the token ids of the admissible responses, or None.  streams: a random
-        generator per row, so that what an episode does depends neither on the batch nor on its order.  logprobs are those of the
-        distribution sampled from; allowed[j] holds the tokens that were possible at j (None: all)."""
-        n = len(prompts)
-        response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
-        left = [None if c is None else list(c) for c in candidates]  # candidates that begin with the response so far
-        running = set(range(n))
-
-        def add(i, token, logprob, options):
-            response[i].append(token)
-            logprobs[i].append(logprob)
-            allowed[i].append(options)
-            if left[i] is None:
-                if token in self.policy.eos_ids or len(response[i]) == min(max_new, self.policy.context - len(prompts[i])):
-                    running.discard(i)
-            else:
-                left[i] = [c for c in left[i] if c[len(response[i]) - 1] == token]
-                if len(response[i]) == len(left[i][0]):
-                    running.discard(i)
-
-        while running:
-            options = {}
-            for i in sorted(running):
-                while i in running:
-                    possible = None if left[i] is None else sorted({c[len(response[i])] for c in left[i]})
-                    if possible is None or len(possible) > 1:
-                        options[i] = possible
-                        break
-                    add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
-            if not options:
-                break
-            rows = sorted(options)
-            logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
-            logp = masked_log_softmax(logits / max(self.temperature, 1e-6), [options[i] for i in rows])
-            p = logp.double().exp().cpu().numpy()
-            logp = logp.cpu().numpy()
-            for k, i in enumerate(rows):
-                token = int(np.searchsorted(np.cumsum(p[k]), streams[i].random() * p[k].sum(), side="right"))
-                token = min(token, int(p[k].nonzero()[0][-1]))
-                add(i, token, float(logp[k, token]), options[i])
-        return list(zip(response, logprobs, allowed))
 
 
 @dataclass
@@ -360,62 +274,83 @@ class Play:
     skills: list = field(default_factory=list)  # shown in its prompts
 
 
+class Episode:
+    """A running episode: its world, its history, and its record so far."""
+
+    def __init__(self, env, play):
+        self.env, self.play, self.world = env, play, env.fork()
+        self.now = self.world.reset(play.task_id)
+        self.history, self.ids = [], None
+        self.record = new_record(env, play, self.world)
+
+    def prompt(self, policy):
+        """Token ids of the next prompt."""
+        self.ids, self.cut = policy.prompt_ids(self.env, self.world.task, self.history, self.now, self.play.skills, self.ids)
+        return self.ids
+
+    def answer(self, policy, response_ids, logprobs, allowed):
+        """Plays a response to that prompt, and writes the step down; True when the episode is over."""
+        response = policy.decode(response_ids)
+        action, valid = self.env.parse(response, policy.style)
+        before, self.now = self.now, self.world.step(action)
+        self.record["steps"].append(
+            {
+                "t": len(self.history),
+                "observation": before.observation,
+                "admissible": before.admissible,
+                "prompt_ids": self.ids,
+                "response": response,
+                "response_ids": response_ids,
+                "logprobs": logprobs,
+                "allowed": allowed,
+                "action": action,
+                "valid": valid,
+                "fails": not self.env.is_admissible(action, before),
+                "truncated": self.cut,
+                "reward": self.now.reward,
+            }
+        )
+        self.history.append((before, action))
+        self.ids = self.ids + response_ids
+        if self.now.done:
+            self.record.update(success=bool(self.now.won), score=self.now.score, final_observation=self.now.observation)
+            self.record["reward"] = sum(step["reward"] for step in self.record["steps"])
+        return self.now.done
+
+
 def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout"):
-    """Plays all episodes, at most `batch` at a time in lockstep, shared by `threads`; returns their records in the order of `plays`.
+    """Plays all episodes, at most `batch` at a time, shared by processes and `threads`; returns their records in the order of `plays`.
 
     A record is one line of trajectories.jsonl (README, "Files") and, in memory only, per step: prompt_ids, allowed, admissible."""
-    size = min(batch, math.ceil(len(plays) / threads))
-    parts = [plays[first : first + size] for first in range(0, len(plays), size)]
-    with tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty()) as bar, ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+    large.ready_to_sample(policy)
+    bar = tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty() or parallel.rank() > 0)
+
+    def play(plays):
+        if policy.engine:
+            return policy.engine.play(policy, [Episode(env, play) for play in plays], temperature, batch, max_response, bar)
+        size = max(1, min(batch, math.ceil(len(plays) / threads)))
+        parts = [plays[first : first + size] for first in range(0, len(plays), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+
+    with bar:
+        return parallel.share(play, plays, [play.group_id for play in plays])
 
 
 def play_together(policy, env, plays, temperature, max_response, bar):
-    worlds = [env.fork() for _ in plays]
-    now = [world.reset(play.task_id) for world, play in zip(worlds, plays)]
-    streams = [rng(*play.key) for play in plays]
-    history, ids, cut = [[] for _ in plays], [None] * len(plays), [False] * len(plays)
-    records = [new_record(env, play, world) for play, world in zip(plays, worlds)]
-    alive = list(range(len(plays)))
-    sampler = Sampler(policy, len(alive), temperature)
+    """Plays episodes in lockstep, one batched response a step."""
+    episodes = [Episode(env, play) for play in plays]
+    streams = {e: rng(*e.play.key) for e in episodes}
+    alive, sampler = episodes, Sampler(policy, len(episodes), temperature)
     while alive:
-        for i in alive:
-            ids[i], cut[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
-        choices = [policy.candidates(now[i].admissible) for i in alive]
-        answers = sampler.sample([ids[i] for i in alive], choices, [streams[i] for i in alive], max_response)
-        for i, (response_ids, logprobs, allowed) in zip(alive, answers):
-            response = policy.decode(response_ids)
-            action, valid = env.parse(response, policy.style)
-            before, now[i] = now[i], worlds[i].step(action)
-            records[i]["steps"].append(
-                {
-                    "t": len(history[i]),
-                    "observation": before.observation,
-                    "admissible": before.admissible,
-                    "prompt_ids": ids[i],
-                    "response": response,
-                    "response_ids": response_ids,
-                    "logprobs": logprobs,
-                    "allowed": allowed,
-                    "action": action,
-                    "valid": valid,
-                    "fails": not env.is_admissible(action, before),
-                    "truncated": cut[i],
-                    "reward": now[i].reward,
-                }
-            )
-            history[i].append((before, action))
-            ids[i] = ids[i] + response_ids
-            if now[i].done:
-                records[i].update(success=bool(now[i].won), score=now[i].score, final_observation=now[i].observation)
-                records[i]["reward"] = sum(step["reward"] for step in records[i]["steps"])
-                bar.update()
-        still = [k for k, i in enumerate(alive) if not now[i].done]
-        if len(still) < len(alive):
-            alive = [alive[k] for k in still]
-            if alive:
-                sampler.keep(still)
-    return records
+        prompts, choices = [e.prompt(policy) for e in alive], [policy.candidates(e.now.admissible) for e in alive]
+        answers = sampler.sample(prompts, choices, [streams[e] for e in alive], max_response)
+        still = [k for k, (e, answer) in enumerate(zip(alive, answers)) if not e.answer(policy, *answer)]
+        bar.update(len(alive) - len(still))
+        if 0 < len(still) < len(alive):
+            sampler.keep(still)
+        alive = [alive[k] for k in still]
+    return [e.record for e in episodes]
 
 
 def new_record(env, play, world):
@@ -448,13 +383,23 @@ def for_file(record):
 
 def generate(policy, prompts, keys, temperature, max_new, batch=64):
     """Free text after each prompt (a string): used to write skills.  Returns the decoded responses."""
-    texts = []
-    for first in range(0, len(prompts), batch):
-        part = [policy.encode_prompt(text) for text in prompts[first : first + batch]]
-        sampler = Sampler(policy, len(part), temperature)
-        answers = sampler.sample(part, [None] * len(part), [rng(*key) for key in keys[first : first + batch]], max_new)
-        texts += [policy.decode(ids) for ids, _, _ in answers]
-    return texts
+    large.ready_to_sample(policy)
+    asked = [(policy.encode_prompt(text), key) for text, key in zip(prompts, keys)]
+    longest = max((len(ids) for ids, _ in asked), default=0)
+    if longest + max_new > policy.context:
+        raise UserError(f"a prompt of {longest} tokens asks for {max_new} more, {policy.name} reads {policy.context}: lower --max-steps")
+
+    def write(asked):
+        if policy.engine:
+            return policy.engine.write(asked, temperature, max_new)
+        texts = []
+        for first in range(0, len(asked), batch):
+            part, names = zip(*asked[first : first + batch])
+            sampler = Sampler(policy, len(part), temperature)
+            texts += sampler.sample(list(part), [None] * len(part), [rng(*key) for key in names], max_new)
+        return [ids for ids, _, _ in texts]
+
+    return [policy.decode(ids) for ids in parallel.share(write, asked, keys)]
 
 
 # ---- 4. advantages: GiGPO, equations (1)-(8) -----------------------------------------------------------------------------------
@@ -625,6 +570,7 @@ class Sequence:
     rl: list = field(default_factory=list)
     weights: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)  # of the sampler; replaced by the trainer's own with --old-logprobs trainer
+    trust: list = field(default_factory=list)  # truncated importance weights, see `trainer_logprobs`
 
 
 def merge_prefixes(rows):
@@ -650,6 +596,7 @@ def merge_prefixes(rows):
             one.rl.append(row.rl)
             one.weights.append(weight)
             one.logprobs.append(logprob)
+            one.trust.append(1.0)
     return sequences
 
 
@@ -657,12 +604,15 @@ def token_logprobs(policy, sequences, temperature=1.0):
     """Log-probs and entropies (N,) of all targets of the sequences, in order, under the policy as it samples."""
     length = max(len(s.ids) for s in sequences)
     ids = torch.tensor([s.ids + [0] * (length - len(s.ids)) for s in sequences], device=policy.device)  # right padding: causal
-    hidden = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, d)
     where = [(b, p) for b, s in enumerate(sequences) for p in s.positions]
     b, p = (torch.tensor(part, device=policy.device) for part in zip(*where))
-    logits = policy.logits(hidden[b, p - 1]) / temperature  # (N, V): targets only; token p is predicted at p - 1
-    logp = masked_log_softmax(logits, [a for s in sequences for a in s.allowed])
-    return logp.gather(1, ids[b, p][:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    asked = ids, b, p, [a for s in sequences for a in s.allowed], temperature
+    if policy.adapter_off:
+        large.enable_adapter(policy, False)
+    found = policy.model.run(policy.score, *asked) if parallel.sharded() else policy.score(*asked)
+    if policy.adapter_off:
+        large.enable_adapter(policy, True)
+    return found
 
 
 def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
@@ -697,12 +647,12 @@ def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
 
     n_tokens: response tokens under RL, n_gated: tokens with M = 1, both of the whole mini-batch, so that the losses of its parts add up."""
     logp, entropy = token_logprobs(policy, part, args.temperature)
-    rl, advantages, old, weights = (
+    rl, advantages, old, weights, trust = (
         torch.tensor([x for s in part for x in getattr(s, name)], dtype=logp.dtype, device=policy.device)
-        for name in ("rl", "advantages", "logprobs", "weights")
+        for name in ("rl", "advantages", "logprobs", "weights", "trust")
     )
     pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
-    l_pg, l_entropy = (pg * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
+    l_pg, l_entropy = (pg * trust * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
     l_kl = torch.zeros((), dtype=logp.dtype, device=policy.device)
     if args.beta > 0:
         with torch.no_grad():
@@ -725,6 +675,27 @@ def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
     return l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int, sums
 
 
+def trainer_logprobs(policy, parts, args):
+    """(9) pi_old by the training model, before the first step; returns what the gap to the sampler's log-probs is.
+
+    Sampler and trainer compute the same policy by other kernels, so tokens come from slightly another one than pi_old.  Truncated
+    importance sampling (Ionides 2008) corrects it: the policy gradient's token losses are multiplied by min(pi_old / pi_sampler, cap)."""
+    gap = Counter()
+    with torch.no_grad():
+        for part, own in (one for batches in parts for one in batches):
+            old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
+            for s in part if own else ():
+                sampled, s.logprobs = s.logprobs, [next(old) for _ in s.positions]
+                ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.logprobs, sampled)]
+                s.trust = [min(ratio, args.tis_cap) if args.tis_cap else 1.0 for ratio in ratios]
+                differences = [abs(a - b) for a, b, rl in zip(s.logprobs, sampled, s.rl) if rl]
+                gap.update(gap=sum(differences), gap_ratio=sum(r for r, rl in zip(ratios, s.rl) if rl), gap_tokens=len(differences))
+                gap["gap_max"] = max([gap["gap_max"], *differences])
+                if args.old_logprobs == "sampler":  # then the ratio of (9) has the correction in it already
+                    s.logprobs, s.trust = sampled, [1.0] * len(sampled)
+    return gap
+
+
 def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     """One pass over the iteration's rows, with an optimizer step per mini-batch; returns token means over all of them.
 
@@ -739,35 +710,57 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     batches = [[row for e in part for row in order[e]] for part in parts]
     merged = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
     merged = [[s for s in sequences if any(s.rl) or any(s.weights)] for sequences in merged]  # the rest has no gradient
-    if args.old_logprobs == "trainer":  # (9) pi_old by the training model, before the first step
-        with torch.no_grad():
-            for part in [m for sequences in merged for m in micro_batches(sequences, args.micro_batch_tokens)]:
-                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
-                for s in part:
-                    s.logprobs = [next(old) for _ in s.positions]
-    total = Counter()
-    for batch, sequences in zip(batches, merged):
-        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))
+    parts = [parallel.own_part(list(micro_batches(sequences, args.micro_batch_tokens))) for sequences in merged]
+    total, steps = Counter(), Counter()  # of this process; of all of them alike
+    parameters = large.trained(policy)
+    simple = policy.device == "cpu" and not parallel.sharded() and not policy.lora  # then threads share the micro-batches
+    large.recompute(policy, args.gradient_checkpointing)
+    with parallel.apart():
+        if args.old_logprobs == "trainer" or args.sampler == "vllm":
+            total = trainer_logprobs(policy, parts, args)
+    for batch, own in zip(batches, parts):
+        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of all processes: every one knows all rows
         gated = sum(r.gated for r in batch)  # sum M
         optimizer.zero_grad(set_to_none=True)
-        parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
-        def gradients(part):
-            loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
-            return torch.autograd.grad(loss, parameters), sums  # noqa: B023
+        def gradients(one):
+            part, counts = one
+            try:
+                loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
+                if simple:
+                    return torch.autograd.grad(loss * counts, parameters), sums if counts else {}
+                (loss * counts * (parallel.world() if parallel.sharded() else 1)).backward()  # FSDP2 takes the mean over processes
+                return (), sums if counts else {}
+            except torch.OutOfMemoryError:
+                size = len(part) * len(part[0].ids)
+                less = f"--micro-batch-tokens to {size // 2}" if len(part) > 1 else "--max-prompt, or add --gradient-checkpointing"
+                raise UserError(f"out of memory with a micro-batch of {len(part)} x {len(part[0].ids)} tokens: lower {less}") from None
 
-        with ThreadPoolExecutor(args.threads) as pool:  # summed in order, so the result does not depend on who is first
-            for grads, sums in pool.map(gradients, micro_batches(sequences, args.micro_batch_tokens)):
+        with ThreadPoolExecutor(args.threads) as pool, parallel.apart():
+            # summed in order, so the result does not depend on who is first
+            for grads, sums in (pool.map if simple else map)(gradients, own):
                 for p, grad in zip(parameters, grads):
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
                 total.update(sums)
-        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), args.grad_clip)
+        if own:
+            parallel.sum_gradients(parameters)
+        norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
         optimizer.step()
-        total.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
+        policy.version += 1
+        steps.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
+    large.recompute(policy, False)
+    everyone, total = parallel.gather(total), steps
+    for one in everyone:
+        total.update(one)
+    gap = {
+        "sampler_gap": total["gap"] / max(1, total["gap_tokens"]),
+        "sampler_gap_max": max(one["gap_max"] for one in everyone),
+        "sampler_ratio": total["gap_ratio"] / max(1, total["gap_tokens"]),
+    }
     choices, gated = max(1, total["choices"]), max(1, total["gated"])
-    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | {
+    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | (gap if total["gap_tokens"] else {}) | {
         "clip_fraction": total["clipped"] / choices,
         "dual_clip_fraction": total["dual_clipped"] / choices,
         "logprob_change": total["change"] / choices,
@@ -877,14 +870,17 @@ def base_parser(doc):
     g = p.add_argument_group("policy")
     g.add_argument("--model", help="Hugging Face folder or hub name of the base policy (laptop: the stand-in, tiny/ENV)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
     threads = min(2, os.cpu_count() or 1)
     g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
     g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="note of what was visited in compact prompts")
     g = p.add_argument_group("rollout")
     g.add_argument("--env", default="alfworld", help="alfworld or webshop")
-    g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
+    engines = ["fast", "textworld", "transformers", "vllm"]
+    text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
+    g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
+    p.set_defaults(simulator="fast", sampler="transformers")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
     g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
@@ -913,6 +909,7 @@ def make_parser(doc):
     g.add_argument("--clip-high", type=float, default=0.2, help="(9) upper clip of the ratio")
     g.add_argument("--dual-clip", type=float, default=3.0, help="(9) C")
     g.add_argument("--old-logprobs", choices=["trainer", "sampler"], help="(9) pi_old computed by the trainer, or as sampled")
+    g.add_argument("--tis-cap", type=float, default=2.0, help="(9) largest truncated importance weight pi_old / pi_sampler; 0: none")
     g.add_argument("--beta", type=float, help="(10) KL coefficient; 0: no reference policy is kept")
     g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
     g = p.add_argument_group("optimiser")
@@ -922,6 +919,9 @@ def make_parser(doc):
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
     g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
+    g.add_argument("--logit-chunk", type=positive_int, help="tokens whose logits are there at once (default: 1 GiB of them)")
+    g.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass: slower, smaller")
+    g.add_argument("--lora-rank", type=int, default=0, help="train adapters only, with about 10 times the --lr (0: all weights)")
     g = p.add_argument_group("budget")
     g.add_argument("--iterations", type=positive_int, help="at most that many")
     g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
@@ -959,9 +959,17 @@ def parse_args(parser, **phase_defaults):
     for name in ("temperature", "minutes", "gamma"):
         if getattr(args, name, None) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
+    for kinds in ("fast", "textworld"), ("transformers", "vllm"):
+        if set(kinds) <= set(args.engine):
+            raise UserError(f"--engine: expected one of {' and '.join(kinds)}, found both")
+    args.simulator = "textworld" if "textworld" in args.engine else "fast"
+    args.sampler = "vllm" if "vllm" in args.engine else "transformers"
+    if getattr(args, "lora_rank", 0) and not find_spec("peft"):
+        raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
+    args.device = parallel.begin(args.device)
     torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device found; use --device cpu")
     return args
 
 
@@ -1006,11 +1014,18 @@ class Run:
     """runs/NAME/PHASE: args.json, metrics.jsonl, trajectories.jsonl, ..., checkpoints/ITERATION/, and at the end policy/ and done.
 
     A checkpoint appears whole or not at all and knows how long every JSON-lines file was; resuming cuts the files back to that length.
-    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run."""
+    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run.  Weights and optimizer
+    state are saved whole, whatever number of processes held them, and are read by any number."""
 
     def __init__(self, args, phase, state):
         self.args, self.phase, self.state = args, phase, state  # state: what the phase carries from iteration to iteration, JSON
         self.folder = Path("runs") / args.run / phase
+        self.checkpoint = parallel.first(self.open)
+        self.iteration, self.spent, self.lengths, self.saved = 0, 0.0, {}, None
+
+    def open(self):
+        """Makes the folder, or checks that it fits the arguments; returns its last checkpoint, if there is one."""
+        args, phase = self.args, self.phase
         if args.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         if (self.folder / "done").exists():
@@ -1028,42 +1043,55 @@ class Run:
                 write_atomically(self.folder / "args.json", json.dumps({"phase": phase, "args": now, "versions": versions}, indent=1))
         except OSError as error:
             raise UserError(f"cannot write to {self.folder} ({error.strerror}): work in another folder, or mend its rights") from None
-        self.checkpoint = next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
-        self.iteration, self.spent, self.lengths = 0, 0.0, {}
+        return next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
 
     def restore(self, policy, optimizer):
         """Loads the last checkpoint's optimizer and state (the policy was loaded from it already), and cuts the files back."""
         if self.checkpoint:
-            saved = torch.load(self.checkpoint / "state.pt", map_location=policy.device, weights_only=True)
+            saved = torch.load(self.checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            parameters = large.trained(policy)
+            for i, state in saved["optimizer"]["state"].items():
+                state.update({key: parallel.like(value, parameters[i]) for key, value in state.items()})
             optimizer.load_state_dict(saved["optimizer"])
+            with torch.no_grad():
+                for p, value in zip(parameters, saved.get("adapters", [])):
+                    p.copy_(parallel.like(value, p))
             self.state.update(json.loads(saved["state"]))
             self.iteration, self.spent, self.lengths = saved["iteration"], saved["spent"], saved["lengths"]
+            self.saved = self.iteration
             print(f"going on after iteration {self.iteration} ({self.checkpoint})", flush=True)
-        for path in self.folder.glob("*.jsonl"):
+        for path in self.folder.glob("*.jsonl") if parallel.rank() == 0 else ():
             with open(path, "r+b") as file:
                 file.truncate(self.lengths.get(path.name, 0))
+        parallel.agree(None)  # the others read the files after this
         self.began = time.time() - self.spent
 
     def iterations(self):
         """Yields the iteration numbers that are left; ends by --iterations or --minutes, and records which."""
         while self.iteration < self.args.iterations:
-            if self.args.minutes and time.time() - self.began > 60 * self.args.minutes:
+            if self.args.minutes and self.clock() > 60 * self.args.minutes:
                 self.ended_by = f"--minutes {self.args.minutes}"
                 return
             yield self.iteration
         self.ended_by = f"--iterations {self.args.iterations}"
 
+    def clock(self):
+        """Seconds that this phase has taken, the same in every process."""
+        return parallel.agree(time.time() - self.began)
+
     def set_lr(self, optimizer):
         """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
 
         Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
-        spent = (time.time() - self.began) / (60 * self.args.minutes) if self.args.minutes else 0.0
+        spent = self.clock() / (60 * self.args.minutes) if self.args.minutes else 0.0
         share = min(1.0, max(spent, self.iteration / self.args.iterations))
         for group in optimizer.param_groups:
             group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
 
     def append(self, name, rows):
         """Appends rows to a JSON-lines file of the phase."""
+        if parallel.rank():
+            return
         path = self.folder / name
         with open(path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -1074,7 +1102,7 @@ class Run:
     def end_iteration(self, policy, optimizer, metrics, last=False):
         """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
         self.iteration += 1
-        before, self.spent = self.spent, time.time() - self.began
+        before, self.spent = self.spent, self.clock()
         self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
         print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
         every = 60 * self.args.snapshots
@@ -1088,7 +1116,12 @@ class Run:
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         policy.save(part)
-        saved = {"optimizer": optimizer.state_dict(), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
+        saved = {"optimizer": large.whole_state(optimizer), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
+        if policy.lora:  # the folder has the merged weights, which other phases read; to go on exactly takes the adapters
+            saved["adapters"] = [parallel.whole(p.detach()).cpu() for p in large.trained(policy)]
+        self.saved = self.iteration
+        if parallel.rank():
+            return
         torch.save(saved | {"state": json.dumps(self.state)}, part / "state.pt")
         os.replace(part, folder)  # the checkpoint exists from here on
         for old in (self.folder / "checkpoints").iterdir():
@@ -1097,13 +1130,15 @@ class Run:
 
     def finish(self, policy, optimizer, summary):
         """Writes policy/ and done."""
-        if not (self.folder / "checkpoints" / f"{self.iteration:06d}").exists():
+        if self.saved != self.iteration:
             self.save(policy, optimizer)
         part = self.folder / "policy.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(self.folder / "policy", ignore_errors=True)
-        policy.save(part)
-        os.replace(part, self.folder / "policy")
+        if parallel.rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        policy.save(part, getattr(torch, self.args.dtype))
+        if parallel.rank() == 0:
+            os.replace(part, self.folder / "policy")
         summary |= {"phase": self.phase, "iterations": self.iteration, "seconds": round(self.spent, 1), "ended_by": self.ended_by}
         write_atomically(self.folder / "done", json.dumps(summary) + "\n")
         print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
@@ -1117,9 +1152,11 @@ def start(args, phase, source, state):
     check_model(str(source), args)
     run = Run(args, phase, state)
     print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
-    policy = Policy(run.checkpoint or source, args.device, args.dtype, args.note, args.constrain)
-    ref_policy = Policy(source, args.device, args.dtype, args.note, args.constrain) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
+    policy = load_policy(source if args.lora_rank else run.checkpoint or source, args, trained=True)
+    ref_policy = None
+    if args.beta > 0:
+        ref_policy = large.without_adapter(policy) if args.lora_rank else load_policy(source, args, reference=True)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
     run.restore(policy, optimizer)
     return run, env, tasks, policy, ref_policy, optimizer
 

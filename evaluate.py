@@ -25,11 +25,11 @@ from scipy import stats
 
 from common import (
     Play,
-    Policy,
     UserError,
     base_parser,
     check_model,
     held_out,
+    load_policy,
     make_env,
     parse_args,
     policy_folder,
@@ -289,7 +289,7 @@ def main():
         for split in splits:
             if any(r["arm"] == name and r["split"] == split for r in results):
                 continue  # finished before an interruption
-            policy = policy or Policy(folder, args.device, args.dtype, args.note, args.constrain)
+            policy = policy or load_policy(folder, args)
             results += play_panel(policy, env, panels[split], banks[skills], args, split, name)
             write_jsonl(path, results)
             wins = [r["success"] for r in results if r["arm"] == name and r["split"] == split]
