@@ -36,6 +36,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 import large
 import parallel
@@ -49,6 +50,7 @@ def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
     if parallel.rank():
         sys.stdout = open(os.devnull, "w")
+        disable_progress_bar()
     try:
         main()
     except UserError as mistake:
