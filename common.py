@@ -28,8 +28,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -140,7 +142,7 @@ class Policy:
         self.sampling = self.model  # the model that rollouts use; another copy where the trained one is sharded
         self.lora, self.adapter_off, self.autocast, self.logit_chunk = False, False, nullcontext, None
         self.engine = None  # vllm_engine.Engine, where that one samples
-        self.version = 0  # counts optimizer steps
+        self.version, self.synced = 0, None  # counts optimizer steps; the last one that the copy for sampling has seen
         self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
 
     def encode(self, text):
@@ -207,7 +209,16 @@ class Policy:
         """Writes a Hugging Face folder, in another dtype where one is given."""
         large.save(self, folder, dtype)
 
-    def score(self, ids, b, p, allowed, temperature):
+    def score(self, *asked):
+        """`score_tokens`, with the adapter off where this is a reference, as one forward pass of a sharded model."""
+        if self.adapter_off:
+            large.enable_adapter(self, False)
+        found = self.model.run(self.score_tokens, *asked) if hasattr(self.model, "run") else self.score_tokens(*asked)
+        if self.adapter_off:
+            large.enable_adapter(self, True)
+        return found
+
+    def score_tokens(self, ids, b, p, allowed, temperature):
         """(N,) log-probs and entropies of the tokens ids[b, p] of a padded batch ids (B, T).  Logits exist for these N tokens only, and
         for at most logit_chunk of them at once: more are computed in parts, and again in the backward pass."""
 
@@ -226,6 +237,9 @@ class Policy:
             return torch.cat(logp), torch.cat(entropy)
 
 
+ENGINES = [None]
+
+
 def load_policy(name, args, trained=False, reference=False):
     """The policy of a folder or hub name as the arguments want it: to be trained, as the reference policy, or to be played only."""
     sharded = parallel.sharded() and (trained or reference)
@@ -237,9 +251,12 @@ def load_policy(name, args, trained=False, reference=False):
     if sharded:
         policy.device = args.device
         parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
-        if trained:
-            policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
-            policy.synced = -1
+    if args.sampler == "vllm" and not reference:
+        from vllm_engine import Engine  # the only place that needs vLLM
+
+        ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
+    elif sharded and trained:
+        policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
     return policy
 
 
@@ -256,6 +273,8 @@ def check_model(name, args=None):
     # without a template it has to be a stand-in, known by its closed vocabulary of whole words (tiny/build.py); a base model is neither
     if not tokenizer.chat_template and type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
         raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
+    if args and args.sampler == "vllm" and not tokenizer.chat_template:
+        raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
     context = getattr(config, "max_position_embeddings", None)
     if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
         room = context - args.max_response
@@ -393,7 +412,7 @@ def generate(policy, prompts, keys, temperature, max_new, batch=64):
 
     def write(asked):
         if policy.engine:
-            return policy.engine.write(asked, temperature, max_new)
+            return policy.engine.write(policy, asked, temperature, max_new)
         texts = []
         for first in range(0, len(asked), batch):
             part, names = zip(*asked[first : first + batch])
@@ -608,13 +627,7 @@ def token_logprobs(policy, sequences, temperature=1.0):
     ids = torch.tensor([s.ids + [0] * (length - len(s.ids)) for s in sequences], device=policy.device)  # right padding: causal
     where = [(b, p) for b, s in enumerate(sequences) for p in s.positions]
     b, p = (torch.tensor(part, device=policy.device) for part in zip(*where))
-    asked = ids, b, p, [a for s in sequences for a in s.allowed], temperature
-    if policy.adapter_off:
-        large.enable_adapter(policy, False)
-    found = policy.model.run(policy.score, *asked) if parallel.sharded() else policy.score(*asked)
-    if policy.adapter_off:
-        large.enable_adapter(policy, True)
-    return found
+    return policy.score(ids, b, p, [a for s in sequences for a in s.allowed], temperature)
 
 
 def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
@@ -717,6 +730,8 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     parameters = large.trained(policy)
     simple = policy.device == "cpu" and not parallel.sharded() and not policy.lora  # then threads share the micro-batches
     large.recompute(policy, args.gradient_checkpointing)
+    if policy.engine:
+        policy.engine.sleep()
     with parallel.apart():
         if args.old_logprobs == "trainer" or args.sampler == "vllm":
             total = trainer_logprobs(policy, parts, args)
@@ -883,6 +898,7 @@ def base_parser(doc):
     text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
     g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
     p.set_defaults(simulator="fast", sampler="transformers")
+    g.add_argument("--vllm-memory", type=float, default=0.5, help="share of the GPU's memory that vLLM takes while it samples")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
     g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
@@ -928,6 +944,7 @@ def make_parser(doc):
     g.add_argument("--iterations", type=positive_int, help="at most that many")
     g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
     g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
+    g.add_argument("--track", choices=["none", "trackio", "wandb"], default="none", help="metrics go there besides metrics.jsonl")
     g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
     return p
 
@@ -970,6 +987,12 @@ def parse_args(parser, **phase_defaults):
     args.sampler = "vllm" if "vllm" in args.engine else "transformers"
     if getattr(args, "lora_rank", 0) and not find_spec("peft"):
         raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
+    if getattr(args, "track", "none") != "none" and not find_spec(args.track):
+        raise UserError(f"--track {args.track}: no such package here; run pip install {args.track}")
+    if args.sampler == "vllm":
+        import vllm_engine
+
+        vllm_engine.check(args)
     args.device = parallel.begin(args.device)
     torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
     return args
@@ -1024,6 +1047,10 @@ class Run:
         self.folder = Path("runs") / args.run / phase
         self.checkpoint = parallel.first(self.open)
         self.iteration, self.spent, self.lengths, self.saved = 0, 0.0, {}, None
+        self.track = SimpleNamespace(log=lambda metrics: None, finish=lambda: None)
+        if args.track != "none" and parallel.rank() == 0:
+            self.track = import_module(args.track)  # wandb, or trackio with the same functions
+            self.track.init(project="siri", name=f"{args.run}-{phase}", config=vars(args))
 
     def open(self):
         """Makes the folder, or checks that it fits the arguments; returns its last checkpoint, if there is one."""
@@ -1106,6 +1133,7 @@ class Run:
         self.iteration += 1
         before, self.spent = self.spent, self.clock()
         self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
+        self.track.log(metrics)
         print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
         every = 60 * self.args.snapshots
         if every and self.spent // every > before // every:
@@ -1143,6 +1171,7 @@ class Run:
             os.replace(part, self.folder / "policy")
         summary |= {"phase": self.phase, "iterations": self.iteration, "seconds": round(self.spent, 1), "ended_by": self.ended_by}
         write_atomically(self.folder / "done", json.dumps(summary) + "\n")
+        self.track.finish()
         print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
 
 

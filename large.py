@@ -71,12 +71,19 @@ def named_weights(policy):
 
 
 def ready_to_sample(policy):
-    """Brings the newest weights to the copy that rollouts use, where that is not the trained model itself."""
-    if policy.sampling is not policy.model and policy.synced != policy.version:
+    """Brings the newest weights to what rollouts use: vLLM, or a copy in one piece of a sharded model, or the trained model itself."""
+    if policy.engine:
+        policy.engine.wake()
+    if policy.synced == policy.version:
+        return
+    if policy.engine:
+        policy.engine.sync(policy)
+        policy.engine.verify(policy)
+    elif policy.sampling is not policy.model:
         ours = dict(policy.sampling.named_parameters())
         for name, tensor in named_weights(policy):
             ours[name].data.copy_(tensor)
-        policy.synced = policy.version
+    policy.synced = policy.version
 
 
 def save(policy, folder, dtype=None):

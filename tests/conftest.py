@@ -69,11 +69,11 @@ def make_chat_model(folder, kind="qwen2", size="0.5B", template=None, seed=0, wo
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     tokenizer.chat_template = template or (THINKS if kind == "qwen3" else TEMPLATE)
     shape = dict(
-        vocab_size=len(tokenizer), hidden_size=16 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
+        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
         num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768, eos_token_id=2, pad_token_id=0,
         bos_token_id=None,
     )  # fmt: skip
-    config = (Qwen3Config(**{**shape, "head_dim": 16, **changes}) if kind == "qwen3" else Qwen2Config(**{**shape, **changes}))
+    config = (Qwen3Config(**{**shape, "head_dim": 32, **changes}) if kind == "qwen3" else Qwen2Config(**{**shape, **changes}))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
