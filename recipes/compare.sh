@@ -1,19 +1,23 @@
 #!/usr/bin/env bash
-# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer and reference, GiGPO alone trains
-# on for the wall-clock that mining and distilling took.  About 35 minutes a seed on two cores; resumable; one evaluation of all at the end.
-#   bash recipes/compare.sh [SEEDS] [more arguments for training]           e.g. bash recipes/compare.sh "0 1 2"
+# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer, GiGPO alone trains on for the
+# wall-clock that mining and distilling took.  Resumable.  On two cores about 30 minutes a seed, a third of it evaluating snapshots.
+#   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
+#   bash recipes/compare.sh "0 1 2 3 4"                         the default
+#   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100   few games: runs/siri-few-0, ..., results/compare-few/
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seeds=${1:-0 1 2}
-shift || true
+seeds=${1:-0 1 2 3 4} regime=${2:-}
+shift $(($# < 2 ? $# : 2))
+name=${regime:+-$regime}
 for seed in $seeds; do
-  siri=siri-$seed control=gigpo-$seed
+  siri=siri$name-$seed control=gigpo$name-$seed
   for phase in warmup mine distill; do
-    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run $siri --seed "$seed" "$@"
+    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots 0.5 "$@"
   done
   minutes=$(python -c "
 import json
 print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mine', 'distill')) / 60, 2))")
-  [ -f "runs/$control/warmup/done" ] || python warmup.py --run $control --seed "$seed" --model runs/$siri/warmup/policy --stop-at 0 --minutes "$minutes" "$@"
-  python evaluate.py --run $siri --policy runs/$siri/warmup runs/$control/warmup runs/$siri/distill --baseline runs/$control/warmup --out results/compare-$seed
+  [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
+    --stop-at 0 --minutes "$minutes" --snapshots 0.5 "$@"
 done
+python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --out "results/compare$name"

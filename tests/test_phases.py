@@ -1,5 +1,6 @@
 """The scripts: errors before any model loads, every phase killed at random moments, learning.   pytest tests/test_phases.py"""
 
+import argparse
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import common
 import distill
@@ -140,6 +142,36 @@ def test_the_three_phases_hand_on_their_files(finished):
     taught = [s for r in records if r["condition"] == "skill" for s in r["steps"] if s["weight"]]
     assert all(s["gate"] and 0 < s["weight"] <= 2 and s["advantage"] > 0 for s in taught)
     assert not any(s["gate"] for r in records if r["condition"] == "plain" for s in r["steps"])
+
+
+def test_the_gate_and_the_weight_of_the_methods_worked_example_and_what_each_ablation_leaves_out(policy):
+    skill = {"skill_id": "s", "condition": "find something", "strategy": "open it"}
+    plays = [common.Play("train/00", group, (group, i), [skill] * (i < 3)) for group in ("helped", "harmed") for i in range(4)]
+    records = common.rollout(policy, Doors(), plays)
+    advantages = (0.9, -0.4, 3.1, 0.9)  # of three skill episodes and a plain one
+    for r, advantage in zip(records, advantages * 2):
+        for s in r["steps"]:
+            s["advantage"] = advantage
+
+    def taught(*without):
+        args = argparse.Namespace(w_max=2.0, without=without)
+        twins = distill.plain_twins(policy, Doors(), records, {"helped": 0.5, "harmed": -0.5}, args)
+        assert all("hint" not in policy.decode(row.prompt_ids) and not row.rl for row in twins)
+        weights = {r["traj_id"]: {s["weight"] for s in r["steps"]} for r in records}
+        return [weights[f"{group}/{i}"] for group in ("helped", "harmed") for i in range(4)], sum(row.gated for row in twins)
+
+    weights, tokens = taught()
+    assert weights == [{0.9}, {0}, {2}, {0}, {0}, {0}, {0}, {0}]
+    assert taught("gate")[0] == [{0.9}, {0}, {2}, {0}, {0.9}, {0}, {2}, {0}]
+    assert taught("weight")[0] == [{1}, {1}, {1}, {0}, {0}, {0}, {0}, {0}]
+    assert taught("mask")[1] == sum(len(s["response_ids"]) for r in records[:3] for s in r["steps"]) > tokens > 0
+
+
+def test_snapshots_are_kept_and_the_learning_rate_falls(monkeypatch, toy):
+    run_main(monkeypatch, warmup, *PHASES[warmup], "--snapshots", "0.0001", "--lr-end", "0.1")
+    assert len(list(Path("runs/default/warmup/snapshots").glob("*/model.safetensors"))) >= 1
+    saved = torch.load(next(Path("runs/default/warmup/checkpoints").glob("*/state.pt")), weights_only=True)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.003 * (1 - 5 / 6 * 0.9))  # sixth of six iterations
 
 
 def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monkeypatch, finished, toy, capsys):
