@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+import parallel
 from common import (
     Play,
     UserError,
@@ -271,16 +272,21 @@ def main():
         raise UserError(f"--baseline {baseline}: expected one of {', '.join(names)}")
 
     out = Path(args.out or f"runs/{args.run}/evaluate")
-    same = json.dumps({"args": {k: v for k, v in vars(args).items() if k != "overwrite"}, "arms": [[a[0], *fingerprint(a)] for a in arms]})
-    if out.exists() and ((out / "args.json").exists() and (out / "args.json").read_text() != same or args.overwrite):
-        shutil.rmtree(out)  # other weights or other questions: old answers do not count
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "args.json", same)
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     path = out / "results.jsonl"
-    results = read_jsonl(path) if path.exists() else []
+    same = json.dumps({"args": {k: v for k, v in vars(args).items() if k != "overwrite"}, "arms": [[a[0], *fingerprint(a)] for a in arms]})
+
+    def earlier():
+        """What an interrupted evaluation has answered already."""
+        if out.exists() and ((out / "args.json").exists() and (out / "args.json").read_text() != same or args.overwrite):
+            shutil.rmtree(out)  # other weights or other questions: old answers do not count
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / "args.json", same)
+        except OSError as error:
+            raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+        return read_jsonl(path) if path.exists() else []
+
+    results = parallel.first(earlier)
     for split in splits:
         what = env.describe(env.split_names[0] if split == "held_out" else split)
         print(f"{what}; {split} {len(panels[split])} x {args.repetitions} episodes, temperature {args.temperature}", flush=True)
@@ -294,6 +300,8 @@ def main():
             write_jsonl(path, results)
             wins = [r["success"] for r in results if r["arm"] == name and r["split"] == split]
             print(f"  {name}, {split}: {sum(wins)} of {len(wins)}", flush=True)
+    if parallel.rank():
+        return
 
     rows = summarise(results, names, splits, baseline)
     about = {"hardware": f"{torch.get_num_threads()} threads, {args.device}", "command": " ".join(sys.argv), "baseline": baseline}

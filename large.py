@@ -73,6 +73,8 @@ def named_weights(policy):
 def ready_to_sample(policy):
     """Brings the newest weights to what rollouts use: vLLM, or a copy in one piece of a sharded model, or the trained model itself."""
     if policy.engine:
+        for p in trained(policy):
+            p.grad = None  # not needed until the next update, and vLLM wants the room
         policy.engine.wake()
     if policy.synced == policy.version:
         return

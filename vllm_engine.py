@@ -100,6 +100,7 @@ class Engine:
 
     def wake(self):
         if self.asleep:
+            torch.cuda.empty_cache()  # what the update used and holds no longer
             self.llm.wake_up()
             self.asleep = False
 

@@ -19,14 +19,16 @@ from safetensors.torch import load_file
 
 import common
 import distill
+import evaluate
 import large
 import mine
 import parallel
 import warmup
 from common import Play, UserError, assign_advantages, rollout, rows_of
-from tests.conftest import arguments
+from tests.conftest import arguments, make_chat_model
 from tests.toy import Doors
 
+needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
 ROOT = Path(__file__).parent.parent
 SMALL = "--groups 5 --group-size 4 --threads 1 --mini-batch-rows 30 --micro-batch-tokens 200 --seed 1 --model model --device cpu".split()
@@ -160,9 +162,10 @@ def test_an_update_with_lora_is_the_same_with_one_process_and_with_two(records, 
 # ---- whole phases ----
 
 
-def phase(script, arguments):
+def phase(script, arguments, toy=True):
     def run():
-        common.make_env = lambda args: Doors()
+        if toy:
+            common.make_env = lambda args: Doors()
         sys.argv = [f"{script.__name__}.py", *arguments]
         common.run_script(script.main)
 
@@ -194,6 +197,24 @@ def test_all_three_phases_run_in_two_processes():
     succeeds(2, phase(mine, [*arguments, "--mine-every", "3", "--promote-all", "--per-type", "8", "--max-skill-tokens", "8"]), True)
     succeeds(2, phase(distill, [*arguments, "--k-warm", "0"]), True)
     assert Path("runs/default/distill/policy/model.safetensors").exists()
+    evaluate.make_env = lambda args: Doors()
+    games = ["--games", "6", "--repetitions", "1", "--threads", "1", "--device", "cpu"]
+    for n in (1, 2):
+        succeeds(n, phase(evaluate, [*games, "--out", f"evaluate{n}"]))
+    one, two = (common.read_jsonl(f"evaluate{n}/results.jsonl") for n in (1, 2))
+    assert one == two and len(one) == 5 * 6 and Path("evaluate2/curves.png").exists()
+
+
+@needs_vllm
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
+def test_every_process_has_a_vllm_engine_of_its_own(shard):
+    make_chat_model("chat", max_position_embeddings=4096)
+    small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
+    arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--old-logprobs", "trainer"]
+    succeeds(2, phase(warmup, arguments, toy=False), shard)
+    lines = common.read_jsonl("runs/default/warmup/metrics.jsonl")
+    assert len(lines) == 2 and all(line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines)
 
 
 # ---- checkpoints and deaths ----
