@@ -2,7 +2,7 @@
 
     1 records      JSON lines, errors, random streams
     2 policy       a causal language model with its prompts, and log-probs of sampled tokens
-    3 rollout      episodes in lockstep, with the KV cache kept across steps
+    3 rollout      episodes and their records; sampler.py or vllm_engine.py give the responses
     4 advantages   GiGPO, equations (1)-(8)
     5 loss         equations (9)-(11) and (17)-(20), rows and merged sequences, `update`
     6 skills       retrieval, and a skill's life (15)-(16)
@@ -10,7 +10,8 @@
 
 Equation numbers are those of README.md ("The method in equations").  task -> rollout -> records -> advantages -> rows -> update;
 records go to trajectories.jsonl on the way, once.  Nothing here knows an environment by name outside `make_env`, nor which policy
-it trains: the laptop's million parameters and a 7B model differ by arguments only.
+it trains: the laptop's million parameters and a 7B model differ by arguments only.  What only large models need is elsewhere: large.py
+(LoRA, precision, saving), parallel.py (several processes), vllm_engine.py.
 """
 
 import argparse
@@ -352,7 +353,10 @@ def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, th
         size = max(1, min(batch, math.ceil(len(plays) / threads)))
         parts = [plays[first : first + size] for first in range(0, len(plays), size)]
         with ThreadPoolExecutor(threads) as pool:
-            return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+            try:
+                return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+            except torch.OutOfMemoryError:
+                raise UserError(f"out of memory with {size} episodes at a time: lower --rollout-batch to {size // 2}") from None
 
     with bar:
         return parallel.share(play, plays, [play.group_id for play in plays])
@@ -1059,7 +1063,7 @@ class Run:
             shutil.rmtree(self.folder)
         if (self.folder / "done").exists():
             raise UserError(f"{self.folder} is finished: go on with the next phase, or start anew with --overwrite")
-        now = {k: v for k, v in vars(args).items() if k != "overwrite"}
+        now = {k: v for k, v in vars(args).items() if k != "overwrite"} | {"device": args.device.split(":")[0]}
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             if (self.folder / "args.json").exists():

@@ -39,7 +39,7 @@ def sharded():
 
 def begin(device):
     """Joins the other processes; returns the torch device of this one.  UserError where a machine has more processes than GPUs."""
-    if device == "cuda" and world() > 1:
+    if device.startswith("cuda") and world() > 1:
         here, found = int(os.environ.get("LOCAL_WORLD_SIZE", world())), torch.cuda.device_count()
         if here > found:
             raise UserError(f"{here} processes on a machine with {found} GPUs: launch with --num_processes {found}")

@@ -111,6 +111,10 @@ def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, rec
         gradient(policy, records, micro_batch_tokens=2 * longest)
     with pytest.raises(UserError, match="micro-batch of 1 .* add --gradient-checkpointing"):
         gradient(policy, records, micro_batch_tokens=1)
+    monkeypatch.setattr(common.Sampler, "feed", score)
+    env = AlfWorld(houses=True, max_steps=2)
+    with pytest.raises(UserError, match="out of memory with 4 episodes at a time: lower --rollout-batch to 2"):
+        rollout(policy, env, [Play(env.tasks("train")[0], "g", ("oom", i)) for i in range(6)], batch=4)
 
 
 def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, model_folder):
