@@ -139,7 +139,8 @@ class Sampler:
             if not options:
                 break
             rows = sorted(options)
-            logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
+            with self.policy.autocast():
+                logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
             logp = masked_log_softmax(logits / max(self.temperature, 1e-6), [options[i] for i in rows])
             p = logp.double().exp().cpu().numpy()
             logp = logp.cpu().numpy()

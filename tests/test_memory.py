@@ -99,6 +99,47 @@ def test_bfloat16_computes_in_bfloat16_and_trains_float32_weights(chat_folder, r
     assert common.load_policy(str(chat_folder), args).model.dtype == torch.bfloat16  # what is only played is in bfloat16
 
 
+def test_rollouts_compute_in_bfloat16_too(chat_folder):
+    policy = common.load_policy(str(chat_folder), arguments(dtype="bfloat16"), trained=True)
+    env = AlfWorld(houses=True, max_steps=2)
+    records = rollout(policy, env, [Play(t, t, ("bf16", t)) for t in env.tasks("train")[:3]], max_response=9)
+    assign_advantages(records, env, arguments())
+    sequences = merge_prefixes(rows_of(records))
+    sampler = torch.tensor([x for s in sequences for x in s.logprobs])
+    with torch.no_grad():
+        rough, exact = (token_logprobs(p, sequences)[0] for p in (policy, Policy(chat_folder)))
+    assert (sampler - rough).abs().mean() < 0.05 and 1e-4 < (sampler - exact).abs().mean() < 0.05
+
+
+def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same_weights(monkeypatch, tmp_path, model_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(common, "make_env", lambda args: Doors())
+    Path("model").symlink_to(model_folder)
+    command = [*SMALL, "--iterations", "3", "--dtype", "bfloat16"]
+    run_main(monkeypatch, warmup, *command, "--run", "whole")
+    monkeypatch.setattr(warmup, "assign_advantages", stops_at(3, common.assign_advantages))
+    with pytest.raises(RuntimeError, match="interrupted"):
+        run_main(monkeypatch, warmup, *command, "--run", "parts")
+    kept = load_file("runs/parts/warmup/checkpoints/000002/model.safetensors")
+    run_main(monkeypatch, warmup, *command, "--run", "parts")
+    whole, parts = (load_file(f"runs/{run}/warmup/policy/model.safetensors") for run in ("whole", "parts"))
+    assert {t.dtype for t in kept.values()} == {torch.float32} and {t.dtype for t in whole.values()} == {torch.bfloat16}
+    assert kept.keys() == whole.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def stops_at(n, function):
+    """The function, which raises at its n-th call."""
+    calls = []
+
+    def stopping(*given):
+        calls.append(1)
+        if len(calls) == n:
+            raise RuntimeError("interrupted")
+        return function(*given)
+
+    return stopping
+
+
 def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, records, monkeypatch):
     policy = Policy(chat_folder)
     longest = max(len(s.ids) for s in merge_prefixes(rows_of(records)))
@@ -208,15 +249,7 @@ def test_a_lora_run_that_was_interrupted_ends_with_the_same_weights_and_hands_on
     Path("model").symlink_to(model_folder)
     command = [*SMALL, "--iterations", "4", "--lora-rank", "2", "--beta", "0.01"]
     run_main(monkeypatch, warmup, *command, "--run", "whole")
-    update, calls = common.update, []
-
-    def fails(*given):
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("interrupted")
-        return update(*given)
-
-    monkeypatch.setattr(warmup, "update", fails)
+    monkeypatch.setattr(warmup, "update", stops_at(3, common.update))
     with pytest.raises(RuntimeError, match="interrupted"):
         run_main(monkeypatch, warmup, *command, "--run", "parts")
     AutoModelForCausalLM.from_pretrained("runs/parts/warmup/checkpoints/000002")  # merged: other phases can read it
