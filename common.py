@@ -26,7 +26,7 @@ import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from importlib import import_module
@@ -694,6 +694,17 @@ def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
     return l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int, sums
 
 
+@contextmanager
+def memory_for(part):
+    """UserError with what to lower where the memory does not hold a micro-batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        b, t = len(part), len(part[0].ids)
+        less = f"--micro-batch-tokens to {b * t // 2}" if b > 1 else "--max-prompt, or add --gradient-checkpointing"
+        raise UserError(f"out of memory with a micro-batch of {b} x {t} tokens: lower {less}") from None
+
+
 def trainer_logprobs(policy, parts, args):
     """(9) pi_old by the training model, before the first step; returns what the gap to the sampler's log-probs is.
 
@@ -702,7 +713,8 @@ def trainer_logprobs(policy, parts, args):
     gap = Counter()
     with torch.no_grad():
         for part, own in (one for batches in parts for one in batches):
-            old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
+            with memory_for(part):
+                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
             for s in part if own else ():
                 sampled, s.logprobs = s.logprobs, [next(old) for _ in s.positions]
                 ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.logprobs, sampled)]
@@ -718,8 +730,10 @@ def trainer_logprobs(policy, parts, args):
 def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     """One pass over the iteration's rows, with an optimizer step per mini-batch; returns token means over all of them.
 
-    Every loss is a mean over tokens of the whole mini-batch, so padding, merging and micro-batches change nothing (A6).
-    ref_policy: needed where args.beta > 0.  FloatingPointError where the gradient is not finite; nothing is stepped then."""
+    Every loss is a mean over tokens of the whole mini-batch, so padding, merging, micro-batches and processes change nothing (A6): all
+    processes know all rows, and each takes its share of every mini-batch's micro-batches.
+    ref_policy: needed where args.beta > 0.  UserError where memory runs out, FloatingPointError where the gradient is not finite; nothing
+    is stepped then."""
     episodes = defaultdict(list)
     for row in rows:
         episodes[row.episode].append(row)
@@ -746,16 +760,12 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
 
         def gradients(one):
             part, counts = one
-            try:
+            with memory_for(part):
                 loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
                 if simple:
                     return torch.autograd.grad(loss * counts, parameters), sums if counts else {}
                 (loss * counts * (parallel.world() if parallel.sharded() else 1)).backward()  # FSDP2 takes the mean over processes
-                return (), sums if counts else {}
-            except torch.OutOfMemoryError:
-                size = len(part) * len(part[0].ids)
-                less = f"--micro-batch-tokens to {size // 2}" if len(part) > 1 else "--max-prompt, or add --gradient-checkpointing"
-                raise UserError(f"out of memory with a micro-batch of {len(part)} x {len(part[0].ids)} tokens: lower {less}") from None
+            return (), sums if counts else {}
 
         with ThreadPoolExecutor(args.threads) as pool, parallel.apart():
             # summed in order, so the result does not depend on who is first
