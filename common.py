@@ -15,6 +15,7 @@ it trains: the laptop's million parameters and a 7B model differ by arguments on
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -43,8 +44,8 @@ from transformers.utils.logging import disable_progress_bar
 
 import large
 import parallel
-from envs import Step, UserError, action_span
-from sampler import Sampler, masked_log_softmax
+from envs import FreeText, Step, UserError, action_span
+from sampler import Sampler, masked_log_softmax, next_of_words
 
 # ---- 1. records ----------------------------------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ def rng(*key):
 
 
 def make_env(args):
-    """The environment named by --env; the only place in the method's code that knows one by name."""
+    """The environment named by --env; the only place in the method's code that knows one by name.  A class of your own: MODULE:CLASS."""
     if args.env == "alfworld":
         from envs.alfworld import AlfWorld
 
@@ -115,7 +116,11 @@ def make_env(args):
         from envs.webshop import WebShop
 
         return WebShop(max_steps=args.max_steps or 15)
-    raise UserError(f"--env {args.env}: expected alfworld or webshop")
+    module, _, name = args.env.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({error})") from None
 
 
 # ---- 2. policy -----------------------------------------------------------------------------------------------------------------
@@ -125,8 +130,10 @@ class Policy:
     """A causal LM from a Hugging Face folder or hub name, and how it reads and writes text.
 
     style       "chat" with a chat template, else "compact" (with "+note" where --note is on)
-    constrain   responses are sampled among the admissible actions only, by masking all other tokens at every position.  Sampler,
-                trainer and policy gradient then use the same masked distribution."""
+    constrain   responses are sampled among those that env.responses offers, by masking all other tokens at every position; where that
+                is a FreeText, such as a search query, among the words that it may be made of.  The sampler keeps the tokens that were
+                possible with every token, and trainer and policy gradient use that same masked distribution: the gradient is exactly that
+                of the constrained policy, of a list and of free text alike."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
         check_model(name)
@@ -161,16 +168,32 @@ class Policy:
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
 
-    def candidates(self, admissible):
-        """Token ids of every admissible response, None where responses are free."""
+    def candidates(self, responses):
+        """What may be written, as a function from the response ids so far to the sorted ids that may follow ([]: it is complete); None
+        where responses are free.  responses: strings and FreeTexts, as env.responses gives them."""
         if not self.constrain:
             return None
-        unknown = self.tokenizer.unk_token_id
-        for action in admissible:
-            if action not in self.action_ids:
-                self.action_ids[action] = tuple(self.encode(action + "\n"))
-        ids = [self.action_ids[action] for action in admissible]
-        return [one for one in ids if unknown not in one] or ids
+        unknown, free = self.tokenizer.unk_token_id, [r for r in responses if isinstance(r, FreeText)]
+        for text in responses:
+            if text not in self.action_ids:
+                parts = (text.start, *text.words) if isinstance(text, FreeText) else (text + "\n",)
+                self.action_ids[text] = [tuple(self.encode(part)) for part in parts]
+        whole = [self.action_ids[text][0] for text in responses if text not in free]
+        whole = [ids for ids in whole if unknown not in ids] or whole
+        end = self.encode("\n")[-1] if free else None
+
+        def follow(prefix):
+            n, prefix = len(prefix), tuple(prefix)
+            allowed = {ids[n] for ids in whole if n < len(ids) and ids[:n] == prefix}
+            for text in free:
+                start, *words = self.action_ids[text]
+                if n < len(start):
+                    allowed |= {start[n]} if start[:n] == prefix else set()
+                elif start == prefix[: len(start)]:
+                    allowed |= next_of_words(prefix[len(start) :], words, end, text.most)
+            return sorted(allowed)
+
+        return follow
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         """(ids, truncated) of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt
@@ -188,7 +211,7 @@ class Policy:
             if len(ids) >= self.context:
                 raise UserError(f"an episode has grown to {len(ids)} tokens, {self.name} reads {self.context}: lower --max-steps")
             return ids, False
-        limit = self.max_prompt or max(4096 if skills else 0, env.max_prompt)
+        limit = self.max_prompt or max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
         if len(ids) <= limit:
             return ids, False
         for shown in (1, 0):
@@ -271,8 +294,8 @@ def check_model(name, args=None):
         raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
     if not any("CausalLM" in kind for kind in config.architectures or []):
         raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
-    # without a template it has to be a stand-in, known by its closed vocabulary of whole words (tiny/build.py); a base model is neither
-    if not tokenizer.chat_template and type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+    # without a template it has to be a stand-in: these know a few thousand tokens, those of their world; base models know ten times more
+    if not tokenizer.chat_template and len(tokenizer) > 10_000:
         raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
     if args and args.sampler == "vllm" and not tokenizer.chat_template:
         raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
@@ -313,7 +336,7 @@ class Episode:
     def answer(self, policy, response_ids, logprobs, allowed):
         """Plays a response to that prompt, and writes the step down; True when the episode is over."""
         response = policy.decode(response_ids)
-        action, valid = self.env.parse(response, policy.style)
+        action, valid = self.env.parse(response, policy.style, self.now)
         before, self.now = self.now, self.world.step(action)
         self.record["steps"].append(
             {
@@ -368,7 +391,7 @@ def play_together(policy, env, plays, temperature, max_response, bar):
     streams = {e: rng(*e.play.key) for e in episodes}
     alive, sampler = episodes, Sampler(policy, len(episodes), temperature)
     while alive:
-        prompts, choices = [e.prompt(policy) for e in alive], [policy.candidates(e.now.admissible) for e in alive]
+        prompts, choices = [e.prompt(policy) for e in alive], [policy.candidates(env.responses(e.now, policy.style)) for e in alive]
         answers = sampler.sample(prompts, choices, [streams[e] for e in alive], max_response)
         still = [k for k, (e, answer) in enumerate(zip(alive, answers)) if not e.answer(policy, *answer)]
         bar.update(len(alive) - len(still))
@@ -905,9 +928,9 @@ def base_parser(doc):
     threads = min(2, os.cpu_count() or 1)
     g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
-    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="note of what was visited in compact prompts")
+    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
     g = p.add_argument_group("rollout")
-    g.add_argument("--env", default="alfworld", help="alfworld or webshop")
+    g.add_argument("--env", help="alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)")
     engines = ["fast", "textworld", "transformers", "vllm"]
     text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
     g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
@@ -980,13 +1003,17 @@ def positive_int(text):
     return int(text)
 
 
-def parse_args(parser, **phase_defaults):
-    """Command line over preset over defaults.  phase_defaults: preset name -> this phase's own."""
+def parse_args(parser, first=False, **phase_defaults):
+    """Command line over preset over defaults.  first: this script begins a run, others play the environment that the run began with;
+    phase_defaults: preset name -> this phase's own."""
     preset = parser.parse_known_args()[0].preset
     known = {action.dest for action in parser._actions}
     chosen = PRESETS[preset] | phase_defaults.get(preset, {})
     parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
     args = parser.parse_args()
+    begun = Path("runs") / args.run / "warmup" / "args.json"
+    if args.env is None:
+        args.env = json.loads(begun.read_text())["args"]["env"] if begun.exists() and not first else "alfworld"
     if args.model is None:
         args.model = os.path.relpath(Path(__file__).parent / "tiny" / args.env)
     for name in ("temperature", "minutes", "gamma"):

@@ -168,10 +168,12 @@ def print_table(rows, baseline):
     width = max(len(row["arm"]) for row in rows)
     for split in dict.fromkeys(row["split"] for row in rows):
         head = f"{split:{width}s}  success [95 %]        " + " ".join(f"{short[k][:7]:>7s}" for k in kinds)
-        print(f"\n{head}  steps  prompt tokens  minus {baseline}")
+        scored = any(row["score"] != row["success"] for row in rows)  # a world with a score of its own
+        print(f"\n{head}{'  score' * scored}  steps  prompt tokens  minus {baseline}")
         for row in (r for r in rows if r["split"] == split):
             line = f"{row['arm']:{width}s}  {row['success']:.3f} [{row['low']:.3f}, {row['high']:.3f}] "
             line += " ".join(f"{row['by_type'][k][0]:7.2f}" if k in row["by_type"] else f"{'-':>7s}" for k in kinds)
+            line += f"  {row['score']:5.3f}" * scored
             line += f"  {row['n_steps']:5.1f}  {row['prompt_tokens']:13.0f}"
             if "difference" in row:
                 line += "  {:+.3f} [{:+.3f}, {:+.3f}]".format(*row["difference"])
@@ -289,6 +291,8 @@ def main():
     results = parallel.first(earlier)
     for split in splits:
         what = env.describe(env.split_names[0] if split == "held_out" else split)
+        if hasattr(env, "ceiling") and split != "held_out":
+            what += f", of which {env.ceiling(split):.1%} can be won"
         print(f"{what}; {split} {len(panels[split])} x {args.repetitions} episodes, temperature {args.temperature}", flush=True)
     for name, folder, skills in arms:
         policy = None

@@ -22,6 +22,15 @@ def masked_log_softmax(logits, allowed):
     return F.log_softmax(logits.masked_fill(~mask, -1e9), -1)  # finite, so that 0 * log 0 = 0 in the entropy
 
 
+def next_of_words(ids, words, end, most):
+    """The tokens that may follow ids, which are any of the words (token tuples) one after the other and perhaps the begin of one more."""
+    rests = {()}  # for every way to read ids as words: what is still missing of the last one, () between words
+    for token in ids:
+        rests = {rest[1:] for rest in (rests | set(words) if () in rests else rests) if rest and rest[0] == token}
+    begin = {word[0] for word in words} if () in rests and (not ids or len(ids) < most) else set()
+    return {rest[0] for rest in rests if rest} | begin | ({end} if ids and () in rests else set())
+
+
 class RowCache(DynamicCache):
     """Keys and values of rows of unequal length: every token is written at its own position of its own row, so no padding is kept.
 
@@ -107,35 +116,33 @@ class Sampler:
     def sample(self, prompts, candidates, streams, max_new):
         """One response per row: list of (response_ids, logprobs, allowed).
 
-        prompts: token ids per row.  candidates: per row the token ids of the admissible responses, or None.  streams: a random
+        prompts: token ids per row.  candidates: per row what Policy.candidates gave, or None.  streams: a random
         generator per row, so that what an episode does depends neither on the batch nor on its order.  logprobs are those of the
         distribution sampled from; allowed[j] holds the tokens that were possible at j (None: all)."""
         n = len(prompts)
         response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
-        left = [None if c is None else list(c) for c in candidates]  # candidates that begin with the response so far
         running = set(range(n))
 
         def add(i, token, logprob, options):
             response[i].append(token)
             logprobs[i].append(logprob)
             allowed[i].append(options)
-            if left[i] is None:
-                if token in self.policy.eos_ids or len(response[i]) == min(max_new, self.policy.context - len(prompts[i])):
-                    running.discard(i)
-            else:
-                left[i] = [c for c in left[i] if c[len(response[i]) - 1] == token]
-                if len(response[i]) == len(left[i][0]):
-                    running.discard(i)
+            longest = min(max_new, self.policy.context - len(prompts[i]))
+            if candidates[i] is None and (token in self.policy.eos_ids or len(response[i]) == longest):
+                running.discard(i)
 
         while running:
             options = {}
             for i in sorted(running):
                 while i in running:
-                    possible = None if left[i] is None else sorted({c[len(response[i])] for c in left[i]})
+                    possible = None if candidates[i] is None else candidates[i](response[i])
                     if possible is None or len(possible) > 1:
                         options[i] = possible
                         break
-                    add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
+                    if not possible:  # the response is complete
+                        running.discard(i)
+                    else:
+                        add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
             if not options:
                 break
             rows = sorted(options)

@@ -1,7 +1,8 @@
 """The one page between the method and its worlds.
 
 An environment is text in, text out.  It knows no policy and no method; the phases know no environment.  Any class with the
-members below will do (duck typing, no base class); `make_env` in common.py is the only place that lists them by name.
+members below will do (duck typing, no base class): --env MODULE:CLASS plays it; tests/toy.py is a complete one.  `make_env` in common.py
+is the only place that lists environments by name.
 
     split_names                        the splits it offers, the training split first
     tasks(split) -> list[str]          stable, sorted ids; splits are disjoint; the same list on every machine
@@ -13,7 +14,9 @@ members below will do (duck typing, no base class); `make_env` in common.py is t
     task                               the goal sentence of the running episode
     is_admissible(action, step)        whether the world knows the action in that state (metrics only)
     max_steps                          an episode is cut after that many steps
-    max_prompt                         tokens of a chat prompt without skills, at most
+    max_prompt                         tokens of a chat prompt without skills, at most (4096 where a world does not say)
+
+    ceiling(split) -> float            optional: the share of a split's tasks that can be won at all
 
 and, because only the environment speaks its language, the words of the agent's prompts:
 
@@ -22,7 +25,9 @@ and, because only the environment speaks its language, the words of the agent's 
     prompt(..., shown=n)                                     the same with at most n pairs of the history (chat models), for long ones
     continuation(history, step, style) -> str | None         what an append-only prompt adds after the last response; None where
                                                              prompts are not append-only (chat models)
-    parse(response, style) -> (action, valid)                the action inside a response; valid means well-formed
+    responses(step, style) -> list                           what may be answered at a step where decoding is constrained: strings, or a
+                                                             FreeText; for most worlds step.admissible
+    parse(response, style, step) -> (action, valid)          the action inside a response to a step; valid means well-formed
     summary_prompt(record, style) -> str                     asks a policy for a skill from a winning episode's record
     parse_skill(response, style) -> dict                     title, condition, strategy; ValueError(reason) when it is not one
 
@@ -48,6 +53,16 @@ class Step:
     done: bool = False  # success, the world's end, or the step limit
     won: bool = False
     score: float = 0.0  # the world's own score in [0, 1]; reported, never trained on
+
+
+@dataclass(frozen=True)
+class FreeText:
+    """A response that the policy words itself: `start`, then one or more of `words` in any order, then the end of the line.  No further
+    word is begun after `most` tokens.  words: as they stand in a text, with the space before them."""
+
+    start: str
+    words: tuple
+    most: int
 
 
 def skill_section(skills, style="chat"):
@@ -89,6 +104,15 @@ def skill_from_json(response):
     if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
         raise ValueError("missing field")
     return {key: " ".join(found[key].split()) for key in ("title", "condition", "strategy")}
+
+
+def skill_from_line(response):
+    """{"title", "condition", "strategy"} of a compact answer, "when CONDITION : STRATEGY".  ValueError where it is none."""
+    line = response.partition("\n")[0].strip().removeprefix("when ")
+    condition, colon, strategy = (part.strip() for part in line.partition(" : "))
+    if not colon:
+        raise ValueError("no condition")
+    return {"title": condition, "condition": condition, "strategy": strategy}
 
 
 def check_skill(skill):

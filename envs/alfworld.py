@@ -41,6 +41,7 @@ class AlfWorld:
     is_admissible = staticmethod(lambda action, step: action in step.admissible)
     prompt = staticmethod(alfworld_prompts.prompt)
     continuation = staticmethod(alfworld_prompts.continuation)
+    responses = staticmethod(alfworld_prompts.responses)
     parse = staticmethod(alfworld_prompts.parse)
     summary_prompt = staticmethod(alfworld_prompts.summary_prompt)
     parse_skill = staticmethod(alfworld_prompts.parse_skill)

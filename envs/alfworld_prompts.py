@@ -18,7 +18,7 @@ Two styles of the same information:
 import re
 from functools import lru_cache
 
-from envs import action_span, check_skill, skill_from_json, skill_section
+from envs import action_span, check_skill, skill_from_json, skill_from_line, skill_section
 
 HISTORY = 2  # (observation, action) pairs that a chat prompt shows (method.md section 2)
 TASK_PREFIX = "Your task is to: "
@@ -148,7 +148,12 @@ def prompt(task, history, step, skills, style, shown=HISTORY):
     )
 
 
-def parse(response, style):
+def responses(step, style):
+    """What may be answered where decoding is constrained: the admissible actions."""
+    return step.admissible
+
+
+def parse(response, style, step=None):
     """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible."""
     if is_compact(style):
         action, newline, rest = response.partition("\n")
@@ -185,12 +190,8 @@ def summary_prompt(record, style):
 def parse_skill(response, style):
     """{"title", "condition", "strategy"} of a written skill.  ValueError with the reason where it is not a usable one."""
     if is_compact(style):
-        line = response.partition("\n")[0].strip().removeprefix("when ")
-        condition, colon, strategy = (part.strip() for part in line.partition(" : "))
-        if not colon:
-            raise ValueError("no condition")
-        skill = {"title": condition, "condition": condition, "strategy": strategy}
-        if condition.startswith("you need "):
+        skill = skill_from_line(response)
+        if skill["condition"].startswith("you need "):
             skill["task_type"] = None  # where a thing is does not depend on what is to be done with it
     else:
         skill = skill_from_json(response)

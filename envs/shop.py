@@ -89,11 +89,13 @@ NOUNS = set(
 )
 
 
-def files():
-    """(items, instructions, human instructions): the contents of the three official files, as lists and dicts."""
-    rng = random.Random(SEED)
+def files(seed=SEED, kinds=None):
+    """(items, instructions, human instructions): the contents of the three official files, as lists and dicts.
+
+    Other seeds make other shops of the same kinds of products; kinds: a table like KINDS, which is the default."""
+    rng, kinds = random.Random(seed), kinds or KINDS
     items, instructions = [], {}
-    for kind, (category, levels, price, attributes, groups) in KINDS.items():
+    for kind, (category, levels, price, attributes, groups) in kinds.items():
         asked = set()  # no two instructions of a kind ask for the same attributes, so no two splits share a goal
         for number in range(PER_KIND):
             # Every fourth product is the one before it at twice the price, and with other options.
@@ -106,7 +108,7 @@ def files():
             title = f"{brand} {_title(own[0])} {_title(own[1])} {_title(kind)} with {_title(own[2])}"
             options = {name: sorted(rng.sample(values, min(3, len(values))), key=values.index) for name, values in groups.items()}
             customization = {name: [{"value": value, "image": None} for value in values] for name, values in options.items()}
-            other = rng.choice([name for name in KINDS if name != kind])
+            other = rng.choice([name for name in kinds if name != kind])
             lacks = rng.sample([attribute for attribute in attributes if attribute not in own], 2)
             # The words of an attribute, but not the attribute: "gel cooling" matches a search for it and does not count as having it.
             lacks = " and ".join(" ".join(reversed(attribute.split())) for attribute in lacks)
@@ -149,10 +151,10 @@ def _praise(rng):
     return f"{first}, {rng.choice(['with a two year promise', 'ready to use', 'packed with care', 'in a simple box'])}."
 
 
-def title_nouns():
+def title_nouns(items=None):
     """asin -> the nouns of its title, lower-case, in order: what spaCy is asked for with the official products."""
     nouns = {}
-    for item in files()[0]:
+    for item in items or files()[0]:
         brand, *words = re.findall(r"\w+", item["name"].lower())
         nouns[item["asin"]] = [brand] + [word for word in words if word in NOUNS]
     return nouns

@@ -223,20 +223,30 @@ class WebShop:
 
     data: folder of the official files (default $WEBSHOP_DATA; without one, the generated shop); human: goals that people wrote;
     train_from: first training goal; by_product: split by product (default: only for the generated shop);
-    show_attrs: item pages offer their attributes, as the official flag does; nouns: a `Nouns`, else found beside the data.
+    show_attrs: item pages offer their attributes, as the official flag does; nouns: a `Nouns`, else found beside the data;
+    files: a shop in memory, as shop.files() makes it, instead of data (with its nouns).
     Raises UserError where data is missing or damaged, or holds no goals."""
 
     max_prompt = 4096  # tokens, as in the reference
 
     def __init__(
-        self, data=None, human=False, seed=SEED, train_from=TEST_GOALS, by_product=None, show_attrs=False, nouns=None, max_steps=15
+        self,
+        data=None,
+        human=False,
+        seed=SEED,
+        train_from=TEST_GOALS,
+        by_product=None,
+        show_attrs=False,
+        nouns=None,
+        max_steps=15,
+        files=None,
     ):
-        data = data or os.environ.get("WEBSHOP_DATA")
+        data = None if files else data or os.environ.get("WEBSHOP_DATA")
         if data:
             self.name, self.catalogue = Path(data).name, load(data)
             self.nouns = nouns or Nouns.find(data)
         else:
-            items, instructions, written = shop.files()
+            items, instructions, written = files or shop.files()
             self.name, self.catalogue = "generated shop", Catalogue.build(items, instructions, written)
             self.nouns = nouns or Nouns(shop.title_nouns())
         self.goals = Goals(self.catalogue, human, seed)
@@ -474,6 +484,7 @@ class WebShop:
     )
     prompt = staticmethod(webshop_prompts.prompt)
     continuation = staticmethod(webshop_prompts.continuation)
+    responses = staticmethod(webshop_prompts.responses)
     parse = staticmethod(webshop_prompts.parse)
     summary_prompt = staticmethod(webshop_prompts.summary_prompt)
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 
 import common
 from envs.alfworld import AlfWorld
-from tiny import build
+from tiny import alfworld_lessons, build
 
 torch.set_num_threads(1)
 
@@ -28,10 +28,10 @@ def arguments(**changes):
 def model_folder(tmp_path_factory):
     """A random 1-layer causal LM with the stand-in's tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    tokens = build.vocabulary()
-    model = build.make_model(len(tokens), argparse.Namespace(seed=0, width=32, layers=1))
+    tokenizer = alfworld_lessons.make_tokenizer()
+    model = build.make_model(tokenizer, argparse.Namespace(seed=0, width=32, layers=1))
     model.save_pretrained(folder)
-    build.make_tokenizer(tokens).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 

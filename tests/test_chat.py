@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import common
 import distill
@@ -256,5 +257,8 @@ def test_a_model_without_template_or_with_too_short_a_context_is_refused(tmp_pat
     common.check_model(short, arguments(max_prompt=512))
     base = make_chat_model(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([f"word{i}" for i in range(10_000)])
+    tokenizer.save_pretrained(base)
     with pytest.raises(UserError, match="no chat template; choose an Instruct model"):
         common.check_model(str(base), arguments())

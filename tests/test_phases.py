@@ -230,6 +230,7 @@ def no_model(monkeypatch):
         (evaluate, [], "no run runs/default: run `python warmup.py"),
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
+        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
         (warmup, ["--temperature", "0"], "--temperature: expected a number above 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
         (evaluate, ["--policy", "nowhere"], "--model nowhere"),
@@ -282,6 +283,19 @@ def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no
         run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])
 
 
+def test_later_scripts_play_the_environment_that_the_run_began_with(monkeypatch, finished):
+    shutil.copytree(finished, "runs")
+    written = Path("runs/default/warmup/args.json")
+    written.write_text(written.read_text().replace('"env": "alfworld"', '"env": "tests.toy:Doors"'))
+    for arguments, first, env in (
+        (["x"], False, "tests.toy:Doors"),
+        (["x"], True, "alfworld"),
+        (["x", "--env", "webshop"], False, "webshop"),
+    ):
+        monkeypatch.setattr(sys, "argv", arguments)
+        assert common.parse_args(common.make_parser("test"), first=first).env == env
+
+
 def test_an_unwritable_folder_is_named(monkeypatch, no_model, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     with pytest.raises(UserError, match="cannot write to"):
@@ -298,8 +312,13 @@ def test_every_script_answers_help(monkeypatch, capsys, script):
 # ---- learning ----
 
 
-def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch, toy):
-    more = "--groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
+def test_the_environment_of_one_file_is_shown_whole_in_the_readme():
+    root = Path(__file__).resolve().parent.parent
+    assert (root / "tests" / "toy.py").read_text() in (root / "README.md").read_text()
+
+
+def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
+    more = "--env tests.toy:Doors --groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
     run_main(monkeypatch, warmup, *SMALL, *more)
     success = [line["success_plain"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
     steps = [line["mean_steps"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]

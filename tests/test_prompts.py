@@ -8,7 +8,7 @@ import pytest
 
 from common import Policy, action_token_mask
 from envs import Step, action_span, alfworld_prompts, houses, skill_section
-from tiny import build
+from tiny import alfworld_lessons, build
 from tiny.players import CONDITIONS, clauses_of, describe, general_skill, where_skill
 
 INTRO = (
@@ -141,13 +141,13 @@ def test_a_good_answer_is_a_skill():
 
 
 def wins(skills_of, games=120):
-    return sum(build.play(f"pretrain_check/{i:07d}", skills_of, random.Random(i))[3].won for i in range(games)) / games
+    return sum(alfworld_lessons.play(f"pretrain_check/{i:07d}", skills_of, random.Random(i))[3].won for i in range(games)) / games
 
 
 def test_what_a_skill_says_decides_how_well_the_scripted_player_plays():
     plain = wins(lambda kind, thing: [])
     half = wins(lambda kind, thing: [general_skill(kind, [c for c in clauses_of(kind) if c not in ("once", "open")])])
-    full = wins(lambda kind, thing: [general_skill(kind), where_skill(thing, build.best_places(thing, random.Random(0)))])
+    full = wins(lambda kind, thing: [general_skill(kind), where_skill(thing, alfworld_lessons.best_places(thing, random.Random(0)))])
     other = wins(lambda kind, thing: [general_skill(next(k for k in CONDITIONS if k != kind))])
     assert plain < 0.4 and plain + 0.2 < half < full - 0.1 and full > 0.9 and other < plain + 0.1
 
@@ -157,7 +157,7 @@ def test_a_transcript_shows_the_skill_that_was_followed():
         return [general_skill(kind)]
 
     for i in range(12):
-        task, shown, history, last = build.play(f"pretrain_check/{i:07d}", skills, random.Random(i))
+        task, shown, history, last = alfworld_lessons.play(f"pretrain_check/{i:07d}", skills, random.Random(i))
         if last.won:
             after = [step.observation for step, _ in history[1:]] + [last.observation]
             transcript = [(step.observation, action, seen) for (step, action), seen in zip(history, after)]
@@ -168,5 +168,5 @@ def test_a_transcript_shows_the_skill_that_was_followed():
 
 def test_the_shipped_weights_belong_to_the_vocabulary_of_the_code():
     policy = Policy(Path(build.HERE) / "alfworld")
-    assert list(build.vocabulary()) == [policy.tokenizer.decode([i]) for i in range(len(policy.tokenizer))]
+    assert list(alfworld_lessons.vocabulary()) == [policy.tokenizer.decode([i]) for i in range(len(policy.tokenizer))]
     assert sum(file.stat().st_size for file in (build.HERE / "alfworld").iterdir()) < 5_000_000

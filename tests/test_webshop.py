@@ -587,19 +587,8 @@ def test_responses_are_parsed_by_their_tags():
     assert parse("Without a block, I say CLICK[BUY NOW]", "chat") == ("i say click[buy now]", False)
 
 
-def test_there_are_no_compact_prompts(shop_env):
-    step = Step("WebShop [SEP] Instruction: [SEP] x [SEP] Search")
-    calls = [
-        lambda: shop_env.prompt("x", [], step, [], "compact"),
-        lambda: shop_env.parse("x", "compact+note"),
-        lambda: shop_env.continuation([], step, "compact"),
-        lambda: shop_env.summary_prompt({}, "compact"),
-        lambda: shop_env.parse_skill("x", "compact"),
-    ]
-    for call in calls:
-        with pytest.raises(UserError, match="no stand-in policy yet"):
-            call()
-    assert shop_env.continuation([], step, "chat") is None
+def test_chat_prompts_are_written_anew_each_step(shop_env):
+    assert shop_env.continuation([], Step("WebShop [SEP] Instruction: [SEP] x [SEP] Search"), "chat") is None
 
 
 def test_skills_are_read_and_those_that_name_a_product_are_refused(shop_env):

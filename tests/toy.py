@@ -1,15 +1,15 @@
-"""A complete environment in one small file: a hall with four doors, one of which the task names.  The tests train on it in seconds."""
+"""A complete environment in one file: a hall with four doors, one of which the task names.  --env tests.toy:Doors plays it."""
 
 import copy
 
 from envs import Step, skill_section
 
 PLACES = ("shelf", "drawer", "cabinet", "fridge")
+DOORS = [f"go to {place} 1" for place in PLACES]
 
 
 class Doors:
-    split_names = ("train", "valid")
-    max_steps = 3
+    split_names, max_steps = ("train", "valid"), 3
 
     def tasks(self, split):
         return [f"{split}/{i:02d}" for i in range(40 if split == "train" else 12)]
@@ -26,42 +26,38 @@ class Doors:
     def reset(self, task_id, seed=0):
         self.goal, self.taken = PLACES[int(task_id[-2:]) % 4], 0
         self.task = f"find a {self.goal} ."
-        return Step(f"a hall. {self.task}", [f"go to {place} 1" for place in PLACES])
+        return Step(f"a hall. {self.task}", DOORS)
 
     def step(self, action):
         self.taken += 1
         won = action == f"go to {self.goal} 1"
-        seen = "see nothing" if action.startswith("go to") else "fails"
-        admissible = [f"go to {place} 1" for place in PLACES]
-        return Step(seen, admissible, 10.0 * won, won or self.taken == self.max_steps, won, float(won))
+        seen = "see nothing" if action in DOORS else "fails"
+        return Step(seen, DOORS, 10.0 * won, won or self.taken == self.max_steps, won, float(won))
 
-    @staticmethod
-    def anchor(observation):
+    def anchor(self, observation):
         return observation
 
-    @staticmethod
-    def is_admissible(action, step):
+    def is_admissible(self, action, step):
         return action in step.admissible
 
-    @staticmethod
-    def prompt(task, history, step, skills, style):
-        text = f"task : {task}\n{skill_section(skills, 'compact')}"
-        return text + "".join(f"{action}\n{after}\n" for (_, action), after in zip(history, ["see nothing"] * len(history)))
+    def responses(self, step, style):
+        return step.admissible
 
-    @staticmethod
-    def continuation(history, step, style):
+    def prompt(self, task, history, step, skills, style):
+        seen = [after.observation for after, _ in history[1:]] + [step.observation]
+        past = "".join(f"{action}\n{after}\n" for (_, action), after in zip(history, seen))
+        return f"task : {task}\n{skill_section(skills, 'compact')}{past}"
+
+    def continuation(self, history, step, style):
         return step.observation + "\n"
 
-    @staticmethod
-    def parse(response, style):
+    def parse(self, response, style, step):
         return response.strip(), response.endswith("\n")
 
-    @staticmethod
-    def summary_prompt(record, style):
+    def summary_prompt(self, record, style):
         return f"task : {record['task']}\nhint :"
 
-    @staticmethod
-    def parse_skill(response, style):
+    def parse_skill(self, response, style):
         if not response.strip():
-            raise ValueError("empty")
+            raise ValueError("empty")  # the policy is free to write anything; this is what becomes of it
         return {"title": "a door", "condition": "find something", "strategy": " ".join(response.split()[:3])}
