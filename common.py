@@ -126,6 +126,9 @@ def make_env(args):
 # ---- 2. policy -----------------------------------------------------------------------------------------------------------------
 
 
+ACTION_ROOM = 32  # tokens that a stand-in's response takes at most
+
+
 class Policy:
     """A causal LM from a Hugging Face folder or hub name, and how it reads and writes text.
 
@@ -208,8 +211,8 @@ class Policy:
         more = env.continuation(history, step, self.style) if before is not None else None
         ids = tokens(step) if more is None else before + self.encode(more)
         if self.style != "chat":
-            if len(ids) >= self.context:
-                raise UserError(f"an episode has grown to {len(ids)} tokens, {self.name} reads {self.context}: lower --max-steps")
+            if len(ids) + ACTION_ROOM > self.context:
+                raise UserError(f"a prompt has {len(ids)} tokens, which leaves no room for an action: {self.name} reads {self.context}")
             return ids, False
         limit = self.max_prompt or max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
         if len(ids) <= limit:
@@ -357,10 +360,16 @@ class Episode:
         )
         self.history.append((before, action))
         self.ids = self.ids + response_ids
-        if self.now.done:
+        full = False  # an append-only prompt that would outgrow the model's context ends the episode, as the step limit does
+        if policy.style != "chat" and len(self.ids) > policy.context // 2:
+            more = self.env.continuation(self.history, self.now, policy.style)
+            full = len(self.ids) + len(policy.encode(more)) + ACTION_ROOM > policy.context
+        over = self.now.done or full
+        self.record["steps"][-1]["truncated"] = self.cut or (full and not self.now.done)
+        if over:
             self.record.update(success=bool(self.now.won), score=self.now.score, final_observation=self.now.observation)
             self.record["reward"] = sum(step["reward"] for step in self.record["steps"])
-        return self.now.done
+        return over
 
 
 def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout"):

@@ -213,10 +213,22 @@ def test_truncated_prompts_are_counted(chat, env):
     assert any(step["truncated"] for step in common.for_file(records[0])["steps"])
 
 
-def test_a_stand_in_never_reads_more_than_its_context(policy, env):
+def test_a_stand_in_never_reads_more_than_its_context(policy):
+    env = AlfWorld(houses=True, max_steps=30)
+    plays = [Play(task, task, ("long", task)) for task in env.tasks("train")[:4]]
+    whole = rollout(policy, env, plays)
+    policy.context = max(len(r["steps"][-1]["prompt_ids"]) for r in whole) - 40
+    records = rollout(policy, env, plays)
+    sizes = [len(s["prompt_ids"]) + len(s["response_ids"]) for r in records for s in r["steps"]]
+    ended = [r for r in records if len(r["steps"]) < 30 and not r["success"]]
+    assert max(sizes) <= policy.context and ended and common.episode_metrics(records, 1.0)["truncated"] == len(ended)
+    for record, long in zip(records, whole):  # up to there nothing has changed
+        n = len(record["steps"])
+        assert [s["action"] for s in record["steps"]] == [s["action"] for s in long["steps"]][:n]
+        assert record["final_observation"] == (long["steps"][n]["observation"] if n < len(long["steps"]) else long["final_observation"])
     policy.context = 20
-    with pytest.raises(UserError, match="lower --max-steps"):
-        rollout(policy, env, [Play(env.tasks("train")[0], "g", ("long", 0))])
+    with pytest.raises(UserError, match="no room for an action"):
+        rollout(policy, env, plays)
 
 
 # ---- mining ----
