@@ -2,7 +2,7 @@
 
     1 records      JSON lines, errors, random streams
     2 policy       a causal language model with its prompts, and log-probs of sampled tokens
-    3 rollout      episodes in lockstep, with the KV cache kept across steps
+    3 rollout      episodes and their records; sampler.py or vllm_engine.py give the responses
     4 advantages   GiGPO, equations (1)-(8)
     5 loss         equations (9)-(11) and (17)-(20), rows and merged sequences, `update`
     6 skills       retrieval, and a skill's life (15)-(16)
@@ -10,7 +10,8 @@
 
 Equation numbers are those of README.md ("The method in equations").  task -> rollout -> records -> advantages -> rows -> update;
 records go to trajectories.jsonl on the way, once.  Nothing here knows an environment by name outside `make_env`, nor which policy
-it trains: the laptop's million parameters and a 7B model differ by arguments only.
+it trains: the laptop's million parameters and a 7B model differ by arguments only.  What only large models need is elsewhere: large.py
+(LoRA, precision, saving), parallel.py (several processes), vllm_engine.py.
 """
 
 import argparse
@@ -18,34 +19,52 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import time
 import zlib
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
+import large
+import parallel
 from envs import FreeText, Step, UserError, action_span
+from sampler import Sampler, masked_log_softmax, next_of_words
 
 # ---- 1. records ----------------------------------------------------------------------------------------------------------------
 
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
+    if parallel.rank():
+        sys.stdout = open(os.devnull, "w")
+        disable_progress_bar()
     try:
         main()
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        if parallel.rank() == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
+            print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if parallel.world() == 1 or not re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error)):
+            raise
+        sys.exit("error: another process of this run has died; the same command goes on from the last checkpoint")
     except KeyboardInterrupt:
         sys.exit("\nstopped; the same command goes on from the last finished iteration")
 
@@ -67,7 +86,9 @@ def read_jsonl(path):
 
 
 def write_atomically(path, text):
-    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies."""
+    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies.  Process 0 only."""
+    if parallel.rank():
+        return
     part = Path(f"{path}.part")
     with open(part, "w", encoding="utf-8") as file:
         file.write(text)
@@ -90,7 +111,7 @@ def make_env(args):
     if args.env == "alfworld":
         from envs.alfworld import AlfWorld
 
-        return AlfWorld(engine=args.engine, max_steps=args.max_steps or 50)
+        return AlfWorld(engine=args.simulator, max_steps=args.max_steps or 50)
     if args.env == "webshop":
         from envs.webshop import WebShop
 
@@ -103,6 +124,9 @@ def make_env(args):
 
 
 # ---- 2. policy -----------------------------------------------------------------------------------------------------------------
+
+
+ACTION_ROOM = 32  # tokens that a stand-in's response takes at most
 
 
 class Policy:
@@ -124,6 +148,12 @@ class Policy:
         self.eos_ids = {self.tokenizer.eos_token_id}
         configured = self.model.generation_config.eos_token_id
         self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
+        self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9  # tokens of prompt and response
+        self.max_prompt = None  # tokens of a chat prompt; None: the environment's, and 4096 where there are skills
+        self.sampling = self.model  # the model that rollouts use; another copy where the trained one is sharded
+        self.lora, self.adapter_off, self.autocast, self.logit_chunk = False, False, nullcontext, None
+        self.engine = None  # vllm_engine.Engine, where that one samples
+        self.version, self.synced = 0, None  # counts optimizer steps; the last one that the copy for sampling has seen
         self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
 
     def encode(self, text):
@@ -134,10 +164,12 @@ class Policy:
         if self.style != "chat":
             return self.encode(text)
         turn = [{"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
+        # templates with a thinking mode (Qwen3) have it off: the prompt asks for its own, short <think> block
+        more = {"enable_thinking": False} if "enable_thinking" in str(self.tokenizer.chat_template) else {}
+        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, **more)["input_ids"]
 
     def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat")
+        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
 
     def candidates(self, responses):
         """What may be written, as a function from the response ids so far to the sorted ids that may follow ([]: it is complete); None
@@ -167,181 +199,117 @@ class Policy:
         return follow
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
-        """Token ids of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt extends, so
-        that sampled ids are never decoded and encoded again."""
+        """(ids, truncated) of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt
+        extends, so that sampled ids are never decoded and encoded again.
+
+        A chat prompt that is too long loses its history first, then the middle of the observation (the task may stand at its end), and
+        never the task or the actions.  UserError where it does not fit even so."""
+
+        def tokens(step, **less):
+            return self.encode_prompt(env.prompt(task, history, step, skills, self.style, **less))
+
         more = env.continuation(history, step, self.style) if before is not None else None
-        if more is not None:
-            return before + self.encode(more)
-        return self.encode_prompt(env.prompt(task, history, step, skills, self.style))
+        ids = tokens(step) if more is None else before + self.encode(more)
+        if self.style != "chat":
+            if len(ids) + ACTION_ROOM > self.context:
+                raise UserError(f"a prompt has {len(ids)} tokens, which leaves no room for an action: {self.name} reads {self.context}")
+            return ids, False
+        limit = self.max_prompt or max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
+        if len(ids) <= limit:
+            return ids, False
+        for shown in (1, 0):
+            if len(ids := tokens(step, shown=shown)) <= limit:
+                return ids, True
+        keep = len(step.observation) // 2
+        while keep > len(task) + 20:
+            keep = keep * 3 // 4
+            short = f"{step.observation[:keep]} ... {step.observation[-keep:]}"
+            if len(ids := tokens(Step(short, step.admissible), shown=0)) <= limit:
+                return ids, True
+        raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
 
-    def save(self, folder):
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-
-    def logits(self, hidden):
-        logits = self.model.get_output_embeddings()(hidden)
+    def logits(self, model, hidden):
+        logits = model.get_output_embeddings()(hidden)
         return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
+    def save(self, folder, dtype=None):
+        """Writes a Hugging Face folder, in another dtype where one is given."""
+        large.save(self, folder, dtype)
 
-def check_model(name):
-    """UserError unless `name` is a local folder or hub model with a causal LM and a tokenizer; cheap, reads the config only."""
+    def score(self, *asked):
+        """`score_tokens`, with the adapter off where this is a reference, as one forward pass of a sharded model."""
+        if self.adapter_off:
+            large.enable_adapter(self, False)
+        found = self.model.run(self.score_tokens, *asked) if hasattr(self.model, "run") else self.score_tokens(*asked)
+        if self.adapter_off:
+            large.enable_adapter(self, True)
+        return found
+
+    def score_tokens(self, ids, b, p, allowed, temperature):
+        """(N,) log-probs and entropies of the tokens ids[b, p] of a padded batch ids (B, T).  Logits exist for these N tokens only, and
+        for at most logit_chunk of them at once: more are computed in parts, and again in the backward pass."""
+
+        def part(hidden, targets, allowed):
+            logp = masked_log_softmax(self.logits(self.model, hidden) / temperature, allowed)  # (n, V)
+            return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+        with self.autocast():
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[b, p - 1]  # (N, d): p is predicted at p - 1
+            chunk = self.logit_chunk or max(1, 2**28 // self.model.config.vocab_size)  # 1 GiB in float32
+            if len(p) <= chunk:
+                return part(hidden, ids[b, p], allowed)
+            cuts = range(0, len(p), chunk)
+            pieces = zip(hidden.split(chunk), ids[b, p].split(chunk), (allowed[i : i + chunk] for i in cuts))
+            logp, entropy = zip(*(checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces))
+            return torch.cat(logp), torch.cat(entropy)
+
+
+ENGINES = [None]
+
+
+def load_policy(name, args, trained=False, reference=False):
+    """The policy of a folder or hub name as the arguments want it: to be trained, as the reference policy, or to be played only."""
+    sharded = parallel.sharded() and (trained or reference)
+    dtype = "float32" if trained and not args.lora_rank else args.dtype
+    policy = Policy(name, "cpu" if sharded else args.device, dtype, args.note, args.constrain)
+    policy.max_prompt, policy.logit_chunk = args.max_prompt, getattr(args, "logit_chunk", None)
+    if trained:
+        large.prepare_training(policy, args)
+    if sharded:
+        policy.device = args.device
+        parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
+    if args.sampler == "vllm" and not reference:
+        from vllm_engine import Engine  # the only place that needs vLLM
+
+        ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
+    elif sharded and trained:
+        policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
+    return policy
+
+
+def check_model(name, args=None):
+    """UserError unless `name` is a local folder or hub model with a causal LM that the prompts are made for, and whose context holds
+    --max-prompt and --max-response tokens.  Cheap: reads config and tokenizer only."""
     try:
-        config = AutoConfig.from_pretrained(name)
+        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
     if not any("CausalLM" in kind for kind in config.architectures or []):
         raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
-    return config
-
-
-def next_of_words(ids, words, end, most):
-    """The tokens that may follow ids, which are any of the words (token tuples) one after the other and perhaps the begin of one more."""
-    rests = {()}  # for every way to read ids as words: what is still missing of the last one, () between words
-    for token in ids:
-        rests = {rest[1:] for rest in (rests | set(words) if () in rests else rests) if rest and rest[0] == token}
-    begin = {word[0] for word in words} if () in rests and (not ids or len(ids) < most) else set()
-    return {rest[0] for rest in rests if rest} | begin | ({end} if ids and () in rests else set())
-
-
-def masked_log_softmax(logits, allowed):
-    """(N, V) log-probs among the allowed tokens.  allowed: per row a list of token ids, or None for all of them."""
-    if all(ids is None for ids in allowed):
-        return F.log_softmax(logits, -1)
-    mask = torch.zeros_like(logits, dtype=torch.bool)
-    rows = [n for n, ids in enumerate(allowed) for _ in (ids or [])]
-    mask[rows, [token for ids in allowed for token in (ids or [])]] = True
-    free = [n for n, ids in enumerate(allowed) if ids is None]
-    mask[free] = True
-    return F.log_softmax(logits.masked_fill(~mask, -1e9), -1)  # finite, so that 0 * log 0 = 0 in the entropy
+    # without a template it has to be a stand-in: these know a few thousand tokens, those of their world; base models know ten times more
+    if not tokenizer.chat_template and len(tokenizer) > 10_000:
+        raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
+    if args and args.sampler == "vllm" and not tokenizer.chat_template:
+        raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
+    context = getattr(config, "max_position_embeddings", None)
+    if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
+        room = context - args.max_response
+        fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
+        raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: lower {fix}")
 
 
 # ---- 3. rollout ----------------------------------------------------------------------------------------------------------------
-
-
-class RowCache(DynamicCache):
-    """Keys and values of rows of unequal length: every token is written at its own position of its own row, so no padding is kept.
-
-    Padding of a short row lands behind its last token, where the causal mask hides it until real tokens overwrite it."""
-
-    def __init__(self):
-        super().__init__()
-        self.kv = []  # per layer: keys and values, each (rows, heads, T, head_dim)
-
-    def at(self, rows, positions, all_rows):
-        self.rows, self.positions, self.all_rows = rows, positions, all_rows
-        self.length = int(positions.max()) + 1
-
-    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
-        if layer_idx == len(self.kv):
-            self.kv.append([new.new_zeros(self.all_rows, new.shape[1], 0, new.shape[3]) for new in (key_states, value_states)])
-        seen = []
-        for which, new in enumerate((key_states, value_states)):  # (n, heads, w, head_dim)
-            kept = self.kv[layer_idx][which]
-            if kept.shape[2] < self.length:  # grow in steps, not at every token
-                more = new.new_zeros(self.all_rows, new.shape[1], self.length + 64 - kept.shape[2], new.shape[3])
-                kept = self.kv[layer_idx][which] = torch.cat([kept, more], 2)
-            kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
-            seen.append(kept[:, :, : self.length] if len(self.rows) == self.all_rows else kept[self.rows, :, : self.length])
-        return seen
-
-    def keep(self, rows):
-        self.kv = [[part[rows] for part in layer] for layer in self.kv]
-
-    def get_seq_length(self, layer_idx=0):
-        return 0  # positions and mask are given explicitly
-
-
-class Sampler:
-    """Samples one response per row, again and again, with the KV cache kept for as long as a row's prompts only grow."""
-
-    WIDTH = 12  # tokens fed per row and forward; rows with more are fed ahead by themselves, so that few rows are padded
-
-    def __init__(self, policy, rows, temperature=1.0):
-        self.policy, self.temperature = policy, temperature
-        self.cache, self.cached = RowCache(), [[] for _ in range(rows)]
-
-    def keep(self, rows):
-        """Drops all rows but these (their episodes are over)."""
-        self.cached = [self.cached[i] for i in rows]
-        self.cache.keep(torch.tensor(rows))
-
-    def forward(self, sequences):
-        """(rows, V) logits after the last token of every sequence; feeds only what the cache lacks."""
-        new = []
-        for i, ids in enumerate(sequences):
-            known = self.cached[i]
-            if ids[: len(known)] != known:  # a rewritten prompt: go back to the common part
-                common = next((k for k, (a, b) in enumerate(zip(known, ids)) if a != b), min(len(known), len(ids)))
-                known = self.cached[i] = known[:common]
-            if len(known) == len(ids):  # logits are wanted once more: feed the last token again
-                known = self.cached[i] = known[:-1]
-            new.append(ids[len(known) :])
-        while long := [i for i, ids in enumerate(new) if len(ids) > self.WIDTH]:
-            ahead = min(len(new[i]) for i in long) - 1 if len(long) == len(new) else max(len(new[i]) for i in long)
-            part = {i: new[i][: min(ahead, len(new[i]) - 1)][:256] for i in long}  # the last token stays for the common pass
-            self.feed(list(part), list(part.values()))
-            for i, ids in part.items():
-                new[i] = new[i][len(ids) :]
-        return self.policy.logits(self.feed(list(range(len(new))), new))
-
-    def feed(self, rows, tokens):
-        """Runs tokens (a list per row) through the model; returns the hidden state of each row's last one, (len(rows), d)."""
-        device, width = self.policy.device, max(map(len, tokens))
-        ids = torch.tensor([t + [0] * (width - len(t)) for t in tokens], device=device)
-        start = torch.tensor([len(self.cached[i]) for i in rows], device=device)
-        positions = start[:, None] + torch.arange(width, device=device)  # (n, w)
-        self.cache.at(torch.tensor(rows, device=device), positions, len(self.cached))
-        mask = torch.arange(self.cache.length, device=device) <= positions[:, None, :, None]  # (n, 1, w, T): causal, row by row
-        hidden = self.policy.model.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
-        ).last_hidden_state
-        for i, t in zip(rows, tokens):
-            self.cached[i] = self.cached[i] + t
-        return hidden[torch.arange(len(rows)), torch.tensor([len(t) - 1 for t in tokens])]
-
-    @torch.inference_mode()
-    def sample(self, prompts, candidates, streams, max_new):
-        """One response per row: list of (response_ids, logprobs, allowed).
-
-        prompts: token ids per row.  candidates: per row what Policy.candidates gave, or None.  streams: a random
-        generator per row, so that what an episode does depends neither on the batch nor on its order.  logprobs are those of the
-        distribution sampled from; allowed[j] holds the tokens that were possible at j (None: all)."""
-        n = len(prompts)
-        response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
-        running = set(range(n))
-
-        def add(i, token, logprob, options):
-            response[i].append(token)
-            logprobs[i].append(logprob)
-            allowed[i].append(options)
-            if candidates[i] is None and (token in self.policy.eos_ids or len(response[i]) == max_new):
-                running.discard(i)
-
-        while running:
-            options = {}
-            for i in sorted(running):
-                while i in running:
-                    possible = None if candidates[i] is None else candidates[i](response[i])
-                    if possible is None or len(possible) > 1:
-                        options[i] = possible
-                        break
-                    if not possible:  # the response is complete
-                        running.discard(i)
-                    else:
-                        add(i, possible[0], 0.0, possible)  # the only possible token: probability 1, no forward pass
-            if not options:
-                break
-            rows = sorted(options)
-            logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
-            logp = masked_log_softmax(logits / max(self.temperature, 1e-6), [options[i] for i in rows])
-            p = logp.double().exp().cpu().numpy()
-            logp = logp.cpu().numpy()
-            for k, i in enumerate(rows):
-                token = int(np.searchsorted(np.cumsum(p[k]), streams[i].random() * p[k].sum(), side="right"))
-                token = min(token, int(p[k].nonzero()[0][-1]))
-                add(i, token, float(logp[k, token]), options[i])
-        return list(zip(response, logprobs, allowed))
 
 
 @dataclass
@@ -354,61 +322,92 @@ class Play:
     skills: list = field(default_factory=list)  # shown in its prompts
 
 
+class Episode:
+    """A running episode: its world, its history, and its record so far."""
+
+    def __init__(self, env, play):
+        self.env, self.play, self.world = env, play, env.fork()
+        self.now = self.world.reset(play.task_id)
+        self.history, self.ids = [], None
+        self.record = new_record(env, play, self.world)
+
+    def prompt(self, policy):
+        """Token ids of the next prompt."""
+        self.ids, self.cut = policy.prompt_ids(self.env, self.world.task, self.history, self.now, self.play.skills, self.ids)
+        return self.ids
+
+    def answer(self, policy, response_ids, logprobs, allowed):
+        """Plays a response to that prompt, and writes the step down; True when the episode is over."""
+        response = policy.decode(response_ids)
+        action, valid = self.env.parse(response, policy.style, self.now)
+        before, self.now = self.now, self.world.step(action)
+        self.record["steps"].append(
+            {
+                "t": len(self.history),
+                "observation": before.observation,
+                "admissible": before.admissible,
+                "prompt_ids": self.ids,
+                "response": response,
+                "response_ids": response_ids,
+                "logprobs": logprobs,
+                "allowed": allowed,
+                "action": action,
+                "valid": valid,
+                "fails": not self.env.is_admissible(action, before),
+                "truncated": self.cut,
+                "reward": self.now.reward,
+            }
+        )
+        self.history.append((before, action))
+        self.ids = self.ids + response_ids
+        full = False  # an append-only prompt that would outgrow the model's context ends the episode, as the step limit does
+        if policy.style != "chat" and len(self.ids) > policy.context // 2:
+            more = self.env.continuation(self.history, self.now, policy.style)
+            full = len(self.ids) + len(policy.encode(more)) + ACTION_ROOM > policy.context
+        over = self.now.done or full
+        self.record["steps"][-1]["truncated"] = self.cut or (full and not self.now.done)
+        if over:
+            self.record.update(success=bool(self.now.won), score=self.now.score, final_observation=self.now.observation)
+            self.record["reward"] = sum(step["reward"] for step in self.record["steps"])
+        return over
+
+
 def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout"):
-    """Plays all episodes, at most `batch` at a time in lockstep, shared by `threads`; returns their records in the order of `plays`.
+    """Plays all episodes, at most `batch` at a time, shared by processes and `threads`; returns their records in the order of `plays`.
 
     A record is one line of trajectories.jsonl (README, "Files") and, in memory only, per step: prompt_ids, allowed, admissible."""
-    size = min(batch, math.ceil(len(plays) / threads))
-    parts = [plays[first : first + size] for first in range(0, len(plays), size)]
-    with tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty()) as bar, ThreadPoolExecutor(threads) as pool:
-        return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+    large.ready_to_sample(policy)
+    bar = tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty() or parallel.rank() > 0)
+
+    def play(plays):
+        if policy.engine:
+            return policy.engine.play(policy, [Episode(env, play) for play in plays], temperature, batch, max_response, bar)
+        size = max(1, min(batch, math.ceil(len(plays) / threads)))
+        parts = [plays[first : first + size] for first in range(0, len(plays), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
+            except torch.OutOfMemoryError:
+                raise UserError(f"out of memory with {size} episodes at a time: lower --rollout-batch to {size // 2}") from None
+
+    with bar:
+        return parallel.share(play, plays, [play.group_id for play in plays])
 
 
 def play_together(policy, env, plays, temperature, max_response, bar):
-    worlds = [env.fork() for _ in plays]
-    now = [world.reset(play.task_id) for world, play in zip(worlds, plays)]
-    streams = [rng(*play.key) for play in plays]
-    history, ids = [[] for _ in plays], [None] * len(plays)
-    records = [new_record(env, play, world) for play, world in zip(plays, worlds)]
-    alive = list(range(len(plays)))
-    sampler = Sampler(policy, len(alive), temperature)
+    """Plays episodes in lockstep, one batched response a step."""
+    episodes = [Episode(env, play) for play in plays]
+    streams = {e: rng(*e.play.key) for e in episodes}
+    alive, sampler = episodes, Sampler(policy, len(episodes), temperature)
     while alive:
-        for i in alive:
-            ids[i] = policy.prompt_ids(env, worlds[i].task, history[i], now[i], plays[i].skills, ids[i])
-        choices = [policy.candidates(env.responses(now[i], policy.style)) for i in alive]
-        answers = sampler.sample([ids[i] for i in alive], choices, [streams[i] for i in alive], max_response)
-        for i, (response_ids, logprobs, allowed) in zip(alive, answers):
-            response = policy.decode(response_ids)
-            action, valid = env.parse(response, policy.style, now[i])
-            before, now[i] = now[i], worlds[i].step(action)
-            records[i]["steps"].append(
-                {
-                    "t": len(history[i]),
-                    "observation": before.observation,
-                    "admissible": before.admissible,
-                    "prompt_ids": ids[i],
-                    "response": response,
-                    "response_ids": response_ids,
-                    "logprobs": logprobs,
-                    "allowed": allowed,
-                    "action": action,
-                    "valid": valid,
-                    "fails": not env.is_admissible(action, before),
-                    "reward": now[i].reward,
-                }
-            )
-            history[i].append((before, action))
-            ids[i] = ids[i] + response_ids
-            if now[i].done:
-                records[i].update(success=bool(now[i].won), score=now[i].score, final_observation=now[i].observation)
-                records[i]["reward"] = sum(step["reward"] for step in records[i]["steps"])
-                bar.update()
-        still = [k for k, i in enumerate(alive) if not now[i].done]
-        if len(still) < len(alive):
-            alive = [alive[k] for k in still]
-            if alive:
-                sampler.keep(still)
-    return records
+        prompts, choices = [e.prompt(policy) for e in alive], [policy.candidates(env.responses(e.now, policy.style)) for e in alive]
+        answers = sampler.sample(prompts, choices, [streams[e] for e in alive], max_response)
+        still = [k for k, (e, answer) in enumerate(zip(alive, answers)) if not e.answer(policy, *answer)]
+        bar.update(len(alive) - len(still))
+        if 0 < len(still) < len(alive):
+            sampler.keep(still)
+        alive = [alive[k] for k in still]
+    return [e.record for e in episodes]
 
 
 def new_record(env, play, world):
@@ -441,13 +440,23 @@ def for_file(record):
 
 def generate(policy, prompts, keys, temperature, max_new, batch=64):
     """Free text after each prompt (a string): used to write skills.  Returns the decoded responses."""
-    texts = []
-    for first in range(0, len(prompts), batch):
-        part = [policy.encode_prompt(text) for text in prompts[first : first + batch]]
-        sampler = Sampler(policy, len(part), temperature)
-        answers = sampler.sample(part, [None] * len(part), [rng(*key) for key in keys[first : first + batch]], max_new)
-        texts += [policy.decode(ids) for ids, _, _ in answers]
-    return texts
+    large.ready_to_sample(policy)
+    asked = [(policy.encode_prompt(text), key) for text, key in zip(prompts, keys)]
+    longest = max((len(ids) for ids, _ in asked), default=0)
+    if longest + max_new > policy.context:
+        raise UserError(f"a prompt of {longest} tokens asks for {max_new} more, {policy.name} reads {policy.context}: lower --max-steps")
+
+    def write(asked):
+        if policy.engine:
+            return policy.engine.write(policy, asked, temperature, max_new)
+        texts = []
+        for first in range(0, len(asked), batch):
+            part, names = zip(*asked[first : first + batch])
+            sampler = Sampler(policy, len(part), temperature)
+            texts += sampler.sample(list(part), [None] * len(part), [rng(*key) for key in names], max_new)
+        return [ids for ids, _, _ in texts]
+
+    return [policy.decode(ids) for ids in parallel.share(write, asked, keys)]
 
 
 # ---- 4. advantages: GiGPO, equations (1)-(8) -----------------------------------------------------------------------------------
@@ -587,7 +596,7 @@ def prompts_of(policy, env, record, skills):
     prompts, history, ids = [], [], None
     for s in record["steps"]:
         now = Step(s["observation"], s["admissible"])
-        ids = policy.prompt_ids(env, record["task"], history, now, skills, ids)
+        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
         prompts.append(ids)
         ids = ids + s["response_ids"]
         history.append((now, s["action"]))
@@ -595,11 +604,16 @@ def prompts_of(policy, env, record, skills):
 
 
 def action_token_mask(policy, step):
-    """Per response token 1 where it is part of the action, i.e. its characters overlap the action's text (17)."""
-    first, last = action_span(step["response"], policy.style)
-    ends = [len(policy.decode(step["response_ids"][: j + 1])) for j in range(len(step["response_ids"]))]
-    starts = [0, *ends[:-1]]
-    return [int(end > first and begin < last) for begin, end in zip(starts, ends)]
+    """Per response token 1 where it holds a part of the action's text (17), also of a single character: byte-level tokens may begin and
+    end inside one.  Prefixes are decoded, and a broken character at a prefix's end shows as U+FFFD, one character like the whole one."""
+    ids, text = step["response_ids"], step["response"]
+    first, last = action_span(text, policy.style)
+    if first >= last:
+        return [0] * len(ids)
+    tokens = range(len(ids))  # both searches are for the first token that a condition holds for
+    begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
+    end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
+    return [int(begin <= j <= end) for j in tokens]
 
 
 @dataclass
@@ -613,6 +627,7 @@ class Sequence:
     rl: list = field(default_factory=list)
     weights: list = field(default_factory=list)
     logprobs: list = field(default_factory=list)  # of the sampler; replaced by the trainer's own with --old-logprobs trainer
+    trust: list = field(default_factory=list)  # truncated importance weights, see `trainer_logprobs`
 
 
 def merge_prefixes(rows):
@@ -638,6 +653,7 @@ def merge_prefixes(rows):
             one.rl.append(row.rl)
             one.weights.append(weight)
             one.logprobs.append(logprob)
+            one.trust.append(1.0)
     return sequences
 
 
@@ -645,12 +661,9 @@ def token_logprobs(policy, sequences, temperature=1.0):
     """Log-probs and entropies (N,) of all targets of the sequences, in order, under the policy as it samples."""
     length = max(len(s.ids) for s in sequences)
     ids = torch.tensor([s.ids + [0] * (length - len(s.ids)) for s in sequences], device=policy.device)  # right padding: causal
-    hidden = policy.model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, d)
     where = [(b, p) for b, s in enumerate(sequences) for p in s.positions]
     b, p = (torch.tensor(part, device=policy.device) for part in zip(*where))
-    logits = policy.logits(hidden[b, p - 1]) / temperature  # (N, V): targets only; token p is predicted at p - 1
-    logp = masked_log_softmax(logits, [a for s in sequences for a in s.allowed])
-    return logp.gather(1, ids[b, p][:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    return policy.score(ids, b, p, [a for s in sequences for a in s.allowed], temperature)
 
 
 def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
@@ -685,12 +698,12 @@ def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
 
     n_tokens: response tokens under RL, n_gated: tokens with M = 1, both of the whole mini-batch, so that the losses of its parts add up."""
     logp, entropy = token_logprobs(policy, part, args.temperature)
-    rl, advantages, old, weights = (
+    rl, advantages, old, weights, trust = (
         torch.tensor([x for s in part for x in getattr(s, name)], dtype=logp.dtype, device=policy.device)
-        for name in ("rl", "advantages", "logprobs", "weights")
+        for name in ("rl", "advantages", "logprobs", "weights", "trust")
     )
     pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
-    l_pg, l_entropy = (pg * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
+    l_pg, l_entropy = (pg * trust * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
     l_kl = torch.zeros((), dtype=logp.dtype, device=policy.device)
     if args.beta > 0:
         with torch.no_grad():
@@ -713,11 +726,46 @@ def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
     return l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int, sums
 
 
+@contextmanager
+def memory_for(part):
+    """UserError with what to lower where the memory does not hold a micro-batch."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        b, t = len(part), len(part[0].ids)
+        less = f"--micro-batch-tokens to {b * t // 2}" if b > 1 else "--max-prompt, or add --gradient-checkpointing"
+        raise UserError(f"out of memory with a micro-batch of {b} x {t} tokens: lower {less}") from None
+
+
+def trainer_logprobs(policy, parts, args):
+    """(9) pi_old by the training model, before the first step; returns what the gap to the sampler's log-probs is.
+
+    Sampler and trainer compute the same policy by other kernels, so tokens come from slightly another one than pi_old.  Truncated
+    importance sampling (Ionides 2008) corrects it: the policy gradient's token losses are multiplied by min(pi_old / pi_sampler, cap)."""
+    gap = Counter()
+    with torch.no_grad():
+        for part, own in (one for batches in parts for one in batches):
+            with memory_for(part):
+                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
+            for s in part if own else ():
+                sampled, s.logprobs = s.logprobs, [next(old) for _ in s.positions]
+                ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.logprobs, sampled)]
+                s.trust = [min(ratio, args.tis_cap) if args.tis_cap else 1.0 for ratio in ratios]
+                differences = [abs(a - b) for a, b, rl in zip(s.logprobs, sampled, s.rl) if rl]
+                gap.update(gap=sum(differences), gap_ratio=sum(r for r, rl in zip(ratios, s.rl) if rl), gap_tokens=len(differences))
+                gap["gap_max"] = max([gap["gap_max"], *differences])
+                if args.old_logprobs == "sampler":  # then the ratio of (9) has the correction in it already
+                    s.logprobs, s.trust = sampled, [1.0] * len(sampled)
+    return gap
+
+
 def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     """One pass over the iteration's rows, with an optimizer step per mini-batch; returns token means over all of them.
 
-    Every loss is a mean over tokens of the whole mini-batch, so padding, merging and micro-batches change nothing (A6).
-    ref_policy: needed where args.beta > 0.  FloatingPointError where the gradient is not finite; nothing is stepped then."""
+    Every loss is a mean over tokens of the whole mini-batch, so padding, merging, micro-batches and processes change nothing (A6): all
+    processes know all rows, and each takes its share of every mini-batch's micro-batches.
+    ref_policy: needed where args.beta > 0.  UserError where memory runs out, FloatingPointError where the gradient is not finite; nothing
+    is stepped then."""
     episodes = defaultdict(list)
     for row in rows:
         episodes[row.episode].append(row)
@@ -727,35 +775,55 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     batches = [[row for e in part for row in order[e]] for part in parts]
     merged = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
     merged = [[s for s in sequences if any(s.rl) or any(s.weights)] for sequences in merged]  # the rest has no gradient
-    if args.old_logprobs == "trainer":  # (9) pi_old by the training model, before the first step
-        with torch.no_grad():
-            for part in [m for sequences in merged for m in micro_batches(sequences, args.micro_batch_tokens)]:
-                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
-                for s in part:
-                    s.logprobs = [next(old) for _ in s.positions]
-    total = Counter()
-    for batch, sequences in zip(batches, merged):
-        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))
+    parts = [parallel.own_part(list(micro_batches(sequences, args.micro_batch_tokens))) for sequences in merged]
+    total, steps = Counter(), Counter()  # of this process; of all of them alike
+    parameters = large.trained(policy)
+    simple = policy.device == "cpu" and not parallel.sharded() and not policy.lora  # then threads share the micro-batches
+    large.recompute(policy, args.gradient_checkpointing)
+    if policy.engine:
+        policy.engine.sleep()
+    with parallel.apart():
+        if args.old_logprobs == "trainer" or args.sampler == "vllm":
+            total = trainer_logprobs(policy, parts, args)
+    for batch, own in zip(batches, parts):
+        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of all processes: every one knows all rows
         gated = sum(r.gated for r in batch)  # sum M
         optimizer.zero_grad(set_to_none=True)
-        parameters = [p for p in policy.model.parameters() if p.requires_grad]
 
-        def gradients(part):
-            loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
-            return torch.autograd.grad(loss, parameters), sums  # noqa: B023
+        def gradients(one):
+            part, counts = one
+            with memory_for(part):
+                loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
+                if simple:
+                    return torch.autograd.grad(loss * counts, parameters), sums if counts else {}
+                (loss * counts * (parallel.world() if parallel.sharded() else 1)).backward()  # FSDP2 takes the mean over processes
+            return (), sums if counts else {}
 
-        with ThreadPoolExecutor(args.threads) as pool:  # summed in order, so the result does not depend on who is first
-            for grads, sums in pool.map(gradients, micro_batches(sequences, args.micro_batch_tokens)):
+        with ThreadPoolExecutor(args.threads) as pool, parallel.apart():
+            # summed in order, so the result does not depend on who is first
+            for grads, sums in (pool.map if simple else map)(gradients, own):
                 for p, grad in zip(parameters, grads):
                     p.grad = grad if p.grad is None else p.grad.add_(grad)
                 total.update(sums)
-        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), args.grad_clip)
+        if own:
+            parallel.sum_gradients(parameters)
+        norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip))
         if not torch.isfinite(norm):
             raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
         optimizer.step()
-        total.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
+        policy.version += 1
+        steps.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
+    large.recompute(policy, False)
+    everyone, total = parallel.gather(total), steps
+    for one in everyone:
+        total.update(one)
+    gap = {
+        "sampler_gap": total["gap"] / max(1, total["gap_tokens"]),
+        "sampler_gap_max": max(one["gap_max"] for one in everyone),
+        "sampler_ratio": total["gap_ratio"] / max(1, total["gap_tokens"]),
+    }
     choices, gated = max(1, total["choices"]), max(1, total["gated"])
-    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | {
+    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | (gap if total["gap_tokens"] else {}) | {
         "clip_fraction": total["clipped"] / choices,
         "dual_clip_fraction": total["dual_clipped"] / choices,
         "logprob_change": total["change"] / choices,
@@ -865,15 +933,20 @@ def base_parser(doc):
     g = p.add_argument_group("policy")
     g.add_argument("--model", help="Hugging Face folder or hub name of the base policy (laptop: the stand-in, tiny/ENV)")
     g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the weights")
+    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
     threads = min(2, os.cpu_count() or 1)
     g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
     g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
     g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
     g = p.add_argument_group("rollout")
     g.add_argument("--env", help="alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)")
-    g.add_argument("--engine", default="fast", choices=["fast", "textworld"], help="our simulator or the official packages")
+    engines = ["fast", "textworld", "transformers", "vllm"]
+    text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
+    g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
+    p.set_defaults(simulator="fast", sampler="transformers")
+    g.add_argument("--vllm-memory", type=float, default=0.5, help="share of the GPU's memory that vLLM takes while it samples")
     g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
+    g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
     g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
     g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
     return p
@@ -900,6 +973,7 @@ def make_parser(doc):
     g.add_argument("--clip-high", type=float, default=0.2, help="(9) upper clip of the ratio")
     g.add_argument("--dual-clip", type=float, default=3.0, help="(9) C")
     g.add_argument("--old-logprobs", choices=["trainer", "sampler"], help="(9) pi_old computed by the trainer, or as sampled")
+    g.add_argument("--tis-cap", type=float, default=2.0, help="(9) largest truncated importance weight pi_old / pi_sampler; 0: none")
     g.add_argument("--beta", type=float, help="(10) KL coefficient; 0: no reference policy is kept")
     g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
     g = p.add_argument_group("optimiser")
@@ -909,10 +983,14 @@ def make_parser(doc):
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
     g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
     g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
+    g.add_argument("--logit-chunk", type=positive_int, help="tokens whose logits are there at once (default: 1 GiB of them)")
+    g.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass: slower, smaller")
+    g.add_argument("--lora-rank", type=int, default=0, help="train adapters only, with about 10 times the --lr (0: all weights)")
     g = p.add_argument_group("budget")
     g.add_argument("--iterations", type=positive_int, help="at most that many")
     g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
     g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
+    g.add_argument("--track", choices=["none", "trackio", "wandb"], default="none", help="metrics go there besides metrics.jsonl")
     g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
     return p
 
@@ -950,9 +1028,23 @@ def parse_args(parser, first=False, **phase_defaults):
     for name in ("temperature", "minutes", "gamma"):
         if getattr(args, name, None) is not None and getattr(args, name) <= 0:
             raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
+    for kinds in ("fast", "textworld"), ("transformers", "vllm"):
+        if set(kinds) <= set(args.engine):
+            raise UserError(f"--engine: expected one of {' and '.join(kinds)}, found both")
+    args.simulator = "textworld" if "textworld" in args.engine else "fast"
+    args.sampler = "vllm" if "vllm" in args.engine else "transformers"
+    if getattr(args, "lora_rank", 0) and not find_spec("peft"):
+        raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
+    if getattr(args, "track", "none") != "none" and not find_spec(args.track):
+        raise UserError(f"--track {args.track}: no such package here; run pip install {args.track}")
+    if args.sampler == "vllm":
+        import vllm_engine
+
+        vllm_engine.check(args)
+    args.device = parallel.begin(args.device)
     torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device found; use --device cpu")
     return args
 
 
@@ -997,16 +1089,27 @@ class Run:
     """runs/NAME/PHASE: args.json, metrics.jsonl, trajectories.jsonl, ..., checkpoints/ITERATION/, and at the end policy/ and done.
 
     A checkpoint appears whole or not at all and knows how long every JSON-lines file was; resuming cuts the files back to that length.
-    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run."""
+    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run.  Weights and optimizer
+    state are saved whole, whatever number of processes held them, and are read by any number."""
 
     def __init__(self, args, phase, state):
         self.args, self.phase, self.state = args, phase, state  # state: what the phase carries from iteration to iteration, JSON
         self.folder = Path("runs") / args.run / phase
+        self.checkpoint = parallel.first(self.open)
+        self.iteration, self.spent, self.lengths, self.saved = 0, 0.0, {}, None
+        self.track = SimpleNamespace(log=lambda metrics: None, finish=lambda: None)
+        if args.track != "none" and parallel.rank() == 0:
+            self.track = import_module(args.track)  # wandb, or trackio with the same functions
+            self.track.init(project="siri", name=f"{args.run}-{phase}", config=vars(args))
+
+    def open(self):
+        """Makes the folder, or checks that it fits the arguments; returns its last checkpoint, if there is one."""
+        args, phase = self.args, self.phase
         if args.overwrite and self.folder.exists():
             shutil.rmtree(self.folder)
         if (self.folder / "done").exists():
             raise UserError(f"{self.folder} is finished: go on with the next phase, or start anew with --overwrite")
-        now = {k: v for k, v in vars(args).items() if k != "overwrite"}
+        now = {k: v for k, v in vars(args).items() if k != "overwrite"} | {"device": args.device.split(":")[0]}
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             if (self.folder / "args.json").exists():
@@ -1019,42 +1122,55 @@ class Run:
                 write_atomically(self.folder / "args.json", json.dumps({"phase": phase, "args": now, "versions": versions}, indent=1))
         except OSError as error:
             raise UserError(f"cannot write to {self.folder} ({error.strerror}): work in another folder, or mend its rights") from None
-        self.checkpoint = next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
-        self.iteration, self.spent, self.lengths = 0, 0.0, {}
+        return next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
 
     def restore(self, policy, optimizer):
         """Loads the last checkpoint's optimizer and state (the policy was loaded from it already), and cuts the files back."""
         if self.checkpoint:
-            saved = torch.load(self.checkpoint / "state.pt", map_location=policy.device, weights_only=True)
+            saved = torch.load(self.checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+            parameters = large.trained(policy)
+            for i, state in saved["optimizer"]["state"].items():
+                state.update({key: parallel.like(value, parameters[i]) for key, value in state.items()})
             optimizer.load_state_dict(saved["optimizer"])
+            with torch.no_grad():
+                for p, value in zip(parameters, saved.get("adapters", [])):
+                    p.copy_(parallel.like(value, p))
             self.state.update(json.loads(saved["state"]))
             self.iteration, self.spent, self.lengths = saved["iteration"], saved["spent"], saved["lengths"]
+            self.saved = self.iteration
             print(f"going on after iteration {self.iteration} ({self.checkpoint})", flush=True)
-        for path in self.folder.glob("*.jsonl"):
+        for path in self.folder.glob("*.jsonl") if parallel.rank() == 0 else ():
             with open(path, "r+b") as file:
                 file.truncate(self.lengths.get(path.name, 0))
+        parallel.agree(None)  # the others read the files after this
         self.began = time.time() - self.spent
 
     def iterations(self):
         """Yields the iteration numbers that are left; ends by --iterations or --minutes, and records which."""
         while self.iteration < self.args.iterations:
-            if self.args.minutes and time.time() - self.began > 60 * self.args.minutes:
+            if self.args.minutes and self.clock() > 60 * self.args.minutes:
                 self.ended_by = f"--minutes {self.args.minutes}"
                 return
             yield self.iteration
         self.ended_by = f"--iterations {self.args.iterations}"
 
+    def clock(self):
+        """Seconds that this phase has taken, the same in every process."""
+        return parallel.agree(time.time() - self.began)
+
     def set_lr(self, optimizer):
         """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
 
         Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
-        spent = (time.time() - self.began) / (60 * self.args.minutes) if self.args.minutes else 0.0
+        spent = self.clock() / (60 * self.args.minutes) if self.args.minutes else 0.0
         share = min(1.0, max(spent, self.iteration / self.args.iterations))
         for group in optimizer.param_groups:
             group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
 
     def append(self, name, rows):
         """Appends rows to a JSON-lines file of the phase."""
+        if parallel.rank():
+            return
         path = self.folder / name
         with open(path, "a", encoding="utf-8") as file:
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -1065,8 +1181,9 @@ class Run:
     def end_iteration(self, policy, optimizer, metrics, last=False):
         """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
         self.iteration += 1
-        before, self.spent = self.spent, time.time() - self.began
+        before, self.spent = self.spent, self.clock()
         self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
+        self.track.log(metrics)
         print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
         every = 60 * self.args.snapshots
         if every and self.spent // every > before // every:
@@ -1079,7 +1196,12 @@ class Run:
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         policy.save(part)
-        saved = {"optimizer": optimizer.state_dict(), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
+        saved = {"optimizer": large.whole_state(optimizer), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
+        if policy.lora:  # the folder has the merged weights, which other phases read; to go on exactly takes the adapters
+            saved["adapters"] = [parallel.whole(p.detach()).cpu() for p in large.trained(policy)]
+        self.saved = self.iteration
+        if parallel.rank():
+            return
         torch.save(saved | {"state": json.dumps(self.state)}, part / "state.pt")
         os.replace(part, folder)  # the checkpoint exists from here on
         for old in (self.folder / "checkpoints").iterdir():
@@ -1088,15 +1210,18 @@ class Run:
 
     def finish(self, policy, optimizer, summary):
         """Writes policy/ and done."""
-        if not (self.folder / "checkpoints" / f"{self.iteration:06d}").exists():
+        if self.saved != self.iteration:
             self.save(policy, optimizer)
         part = self.folder / "policy.part"
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(self.folder / "policy", ignore_errors=True)
-        policy.save(part)
-        os.replace(part, self.folder / "policy")
+        if parallel.rank() == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(self.folder / "policy", ignore_errors=True)
+        policy.save(part, getattr(torch, self.args.dtype))
+        if parallel.rank() == 0:
+            os.replace(part, self.folder / "policy")
         summary |= {"phase": self.phase, "iterations": self.iteration, "seconds": round(self.spent, 1), "ended_by": self.ended_by}
         write_atomically(self.folder / "done", json.dumps(summary) + "\n")
+        self.track.finish()
         print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
 
 
@@ -1105,12 +1230,14 @@ def start(args, phase, source, state):
     weights that the phase starts from."""
     env = make_env(args)
     tasks = train_tasks(env, args)
-    check_model(str(source))
+    check_model(str(source), args)
     run = Run(args, phase, state)
     print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
-    policy = Policy(run.checkpoint or source, args.device, args.dtype, args.note, args.constrain)
-    ref_policy = Policy(source, args.device, args.dtype, args.note, args.constrain) if args.beta > 0 else None
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
+    policy = load_policy(source if args.lora_rank else run.checkpoint or source, args, trained=True)
+    ref_policy = None
+    if args.beta > 0:
+        ref_policy = large.without_adapter(policy) if args.lora_rank else load_policy(source, args, reference=True)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
     run.restore(policy, optimizer)
     return run, env, tasks, policy, ref_policy, optimizer
 
@@ -1129,6 +1256,7 @@ def episode_metrics(records, seconds):
         "env_steps": len(steps),
         "valid_rate": float(np.mean([s["valid"] for s in steps])),
         "inadmissible_rate": float(np.mean([s["fails"] for s in steps])),
+        "truncated": sum(s["truncated"] for s in steps),
         "response_tokens": sum(len(s["response_ids"]) for s in steps),
         "rollout_seconds": round(seconds, 3),
         "steps_per_second": round(len(steps) / seconds, 1),

@@ -9,7 +9,7 @@ skill, no bank and no longer prompt is needed.
     out         runs/NAME/distill/: policy/ (the result), trajectories.jsonl, pairs.jsonl, skills.jsonl, metrics.jsonl
 
     laptop      python distill.py
-    one GPU     python distill.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16
+    one GPU     python distill.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16 --engine vllm
 """
 
 import time

@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from scipy import stats
 
+import parallel
 from common import (
     Play,
-    Policy,
     UserError,
     base_parser,
     check_model,
     held_out,
+    load_policy,
     make_env,
     parse_args,
     policy_folder,
@@ -261,7 +262,7 @@ def main():
     arms = named_arms(args) if args.policy else default_arms(args)
     banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}
     for _, policy, _ in arms:
-        check_model(str(policy))
+        check_model(str(policy), args)
     env = make_env(args)
     splits = args.split or env.split_names[1:]
     panels = {split: split_tasks(env, split) for split in splits}
@@ -273,16 +274,21 @@ def main():
         raise UserError(f"--baseline {baseline}: expected one of {', '.join(names)}")
 
     out = Path(args.out or f"runs/{args.run}/evaluate")
-    same = json.dumps({"args": {k: v for k, v in vars(args).items() if k != "overwrite"}, "arms": [[a[0], *fingerprint(a)] for a in arms]})
-    if out.exists() and ((out / "args.json").exists() and (out / "args.json").read_text() != same or args.overwrite):
-        shutil.rmtree(out)  # other weights or other questions: old answers do not count
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomically(out / "args.json", same)
-    except OSError as error:
-        raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
     path = out / "results.jsonl"
-    results = read_jsonl(path) if path.exists() else []
+    same = json.dumps({"args": {k: v for k, v in vars(args).items() if k != "overwrite"}, "arms": [[a[0], *fingerprint(a)] for a in arms]})
+
+    def earlier():
+        """What an interrupted evaluation has answered already."""
+        if out.exists() and ((out / "args.json").exists() and (out / "args.json").read_text() != same or args.overwrite):
+            shutil.rmtree(out)  # other weights or other questions: old answers do not count
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / "args.json", same)
+        except OSError as error:
+            raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+        return read_jsonl(path) if path.exists() else []
+
+    results = parallel.first(earlier)
     for split in splits:
         what = env.describe(env.split_names[0] if split == "held_out" else split)
         if hasattr(env, "ceiling") and split != "held_out":
@@ -293,11 +299,13 @@ def main():
         for split in splits:
             if any(r["arm"] == name and r["split"] == split for r in results):
                 continue  # finished before an interruption
-            policy = policy or Policy(folder, args.device, args.dtype, args.note, args.constrain)
+            policy = policy or load_policy(folder, args)
             results += play_panel(policy, env, panels[split], banks[skills], args, split, name)
             write_jsonl(path, results)
             wins = [r["success"] for r in results if r["arm"] == name and r["split"] == split]
             print(f"  {name}, {split}: {sum(wins)} of {len(wins)}", flush=True)
+    if parallel.rank():
+        return
 
     rows = summarise(results, names, splits, baseline)
     about = {"hardware": f"{torch.get_num_threads()} threads, {args.device}", "command": " ".join(sys.argv), "baseline": baseline}

@@ -14,6 +14,7 @@ is the only place that lists environments by name.
     task                               the goal sentence of the running episode
     is_admissible(action, step)        whether the world knows the action in that state (metrics only)
     max_steps                          an episode is cut after that many steps
+    max_prompt                         tokens of a chat prompt without skills, at most (4096 where a world does not say)
 
     ceiling(split) -> float            optional: the share of a split's tasks that can be won at all
 
@@ -21,6 +22,7 @@ and, because only the environment speaks its language, the words of the agent's 
 
     anchor(observation) -> str         the state's key for GiGPO's anchor groups (method equation 5)
     prompt(task, history, step, skills, style) -> str        the whole prompt; history is a list of (Step, action)
+    prompt(..., shown=n)                                     the same with at most n pairs of the history (chat models), for long ones
     continuation(history, step, style) -> str | None         what an append-only prompt adds after the last response; None where
                                                              prompts are not append-only (chat models)
     responses(step, style) -> list                           what may be answered at a step where decoding is constrained: strings, or a
@@ -33,6 +35,7 @@ and, because only the environment speaks its language, the words of the agent's 
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 
 
@@ -78,12 +81,13 @@ def skill_section(skills, style="chat"):
 
 def action_span(response, style="chat"):
     """(first, last) character positions of the action in a response: the stripped text between the action tags, or the whole line of a
-    compact response.  An empty span where there is none."""
-    first, last = response.find("<action>") + len("<action>"), response.find("</action>")
-    if style.startswith("compact"):
-        first, last = 0, len(response)
-    elif first < len("<action>") or last < first:
-        return 0, 0
+    compact response.  Tags may have capitals.  An empty span where there is none."""
+    first, last = 0, len(response)
+    if not style.startswith("compact"):
+        opened, closed = (re.search(tag, response, re.IGNORECASE | re.ASCII) for tag in ("<action>", "</action>"))
+        if not opened or not closed or closed.start() < opened.end():
+            return 0, 0
+        first, last = opened.end(), closed.start()
     inside = response[first:last]
     return first + len(inside) - len(inside.lstrip()), last - len(inside) + len(inside.rstrip())
 

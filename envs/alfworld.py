@@ -36,6 +36,7 @@ class AlfWorld:
     """One player; fork() makes more that share the list of games and the parsed games."""
 
     split_names = SPLITS
+    max_prompt = 2048  # tokens, as in the reference
     anchor = staticmethod(lambda observation: observation)
     is_admissible = staticmethod(lambda action, step: action in step.admissible)
     prompt = staticmethod(alfworld_prompts.prompt)

@@ -117,8 +117,9 @@ def continuation(history, step, style):
 # ---- both styles ---------------------------------------------------------------------------------------------------------------
 
 
-def prompt(task, history, step, skills, style):
-    """The whole prompt.  task: goal sentence; history: list of (Step, action) so far; step: the current Step; skills: list of dicts."""
+def prompt(task, history, step, skills, style, shown=HISTORY):
+    """The whole prompt.  task: goal sentence; history: list of (Step, action) so far; step: the current Step; skills: list of dicts;
+    shown: pairs of the history that a chat prompt shows at most."""
     if is_compact(style):
         text = compact_header(task, history[0][0].observation if history else step.observation, skills)
         for t, (_, action) in enumerate(history):
@@ -135,13 +136,14 @@ def prompt(task, history, step, skills, style):
     role = "You are an expert agent who acts in the ALFRED embodied environment.\n"
     if not history:
         return f"{role}{hints}Your observation is: {step.observation}\n{ask}"
-    first = max(0, len(history) - HISTORY)
+    first = max(0, len(history) - shown)
     past = "\n".join(
         f"[observation {t}: '{seen.observation}', action {t}: '{action}']" for t, (seen, action) in enumerate(history[first:], first + 1)
     )
+    past = f" The latest observations and the actions you took are:\n{past}" if past else ""
     return (
         f"{role}Your task is to: {task}\n{hints}"
-        f"You have taken {len(history)} steps so far. The latest observations and the actions you took are:\n{past}\n"
+        f"You have taken {len(history)} steps so far.{past}\n"
         f"You are at step {len(history) + 1} and your observation is: {step.observation}\n{ask}"
     )
 

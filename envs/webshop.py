@@ -227,6 +227,8 @@ class WebShop:
     files: a shop in memory, as shop.files() makes it, instead of data (with its nouns).
     Raises UserError where data is missing or damaged, or holds no goals."""
 
+    max_prompt = 4096  # tokens, as in the reference
+
     def __init__(
         self,
         data=None,

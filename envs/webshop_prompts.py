@@ -282,8 +282,9 @@ def anchor(observation):
     return " [SEP] ".join(f"'{' '.join(part.split())}'" for part in parts)
 
 
-def prompt(task, history, step, skills, style):
-    """The whole prompt.  task: instruction; history: list of (Step, action) so far; step: the current Step; skills: list of dicts."""
+def prompt(task, history, step, skills, style, shown=HISTORY):
+    """The whole prompt.  task: instruction; history: list of (Step, action) so far; step: the current Step; skills: list of dicts;
+    shown: pairs of the history that are shown at most."""
     if style != "chat":
         text = compact_header(task, skills)
         for t, (_, action) in enumerate(history):
@@ -304,7 +305,7 @@ def prompt(task, history, step, skills, style):
             "brings you closest to the right purchase. Then choose one admissible action and give it inside <action> </action> tags."
         )
 
-    first = max(0, len(history) - HISTORY)
+    first = max(0, len(history) - shown)
     past = "".join(
         f"[Observation {t + 1}: {anchor(seen.observation)}, Action {t + 1}: '{' '.join(action.split())}']\n"
         for t, (seen, action) in enumerate(history[first:], first)

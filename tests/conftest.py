@@ -5,6 +5,8 @@ import sys
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import common
 from envs.alfworld import AlfWorld
@@ -31,6 +33,58 @@ def model_folder(tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+# Turns between markers, as chat models have them; "thinks" adds the switch that Qwen3's template has.
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKS = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+
+
+def make_chat_model(folder, kind="qwen2", size="0.5B", template=None, seed=0, words=True, **changes):
+    """Writes a random instruct model: the shape of Qwen2.5 or Qwen3 in 2 narrow layers, with a byte-level BPE trained on prompts.
+
+    words=False: tokens may run over the edges of words and tags."""
+    shapes = {"0.5B": (7, 1, True), "1.5B": (6, 1, True), "3B": (8, 1, True), "7B": (7, 1, False)}  # heads, key-value heads, tied
+    heads, kv_heads, tied = shapes[size]
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
+    bpe.decoder = decoders.ByteLevel()
+    env = AlfWorld(houses=True)
+    texts = []
+    for task in env.tasks("train")[:20]:
+        step = env.reset(task)
+        texts.append(env.prompt(env.task, [], step, [], "chat"))
+        texts += [f"<think>maybe</think>\n<action>{action}</action>\n" for action in step.admissible]
+    if not words:
+        texts = [f">{word[:n]}" for word in ("go to", "cabinet", "mug", "a", "é") for n in (1, 2, 5)] * 9
+        texts += [f"{end}</" for end in ("1", "mug", "to", "a", "€", "n")] * 9
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = template or (THINKS if kind == "qwen3" else TEMPLATE)
+    shape = dict(
+        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768, eos_token_id=2, pad_token_id=0,
+        bos_token_id=None,
+    )  # fmt: skip
+    config = (Qwen3Config(**{**shape, "head_dim": 32, **changes}) if kind == "qwen3" else Qwen2Config(**{**shape, **changes}))
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory):
+    """A random instruct model of Qwen2.5's kind."""
+    return make_chat_model(tmp_path_factory.mktemp("chat"))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,21 @@ def test_intervals_have_known_values():
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
     mean, low, high = evaluate.paired_difference(a, b)
     assert mean == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61
+
+
+def test_metrics_go_to_a_tracker_where_one_is_asked_for(monkeypatch, toy, tmp_path):
+    fake = "said = []\ninit = lambda **about: said.append(about)\nlog = said.append\nfinish = lambda: said.append(0)\n"
+    (tmp_path / "trackio.py").write_text(fake)
+    monkeypatch.syspath_prepend(tmp_path)
+    run_main(monkeypatch, warmup, *PHASES[warmup], "--track", "trackio")
+    import trackio
+
+    about, *lines, end = trackio.said
+    assert about["name"] == "default-warmup" and about["config"]["groups"] == 6 and end == 0
+    assert [line["pg_loss"] for line in lines] == [line["pg_loss"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
+    if not find_spec("wandb"):
+        with pytest.raises(UserError, match="run pip install wandb"):
+            run_main(monkeypatch, warmup, *PHASES[warmup], "--track", "wandb", "--run", "other")
 
 
 # ---- errors: one line, exit code 2, before any model loads ----

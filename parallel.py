@@ -1,0 +1,155 @@
+"""Several processes of one run, as `accelerate launch` or `torchrun` start them.  With one process every function here does nothing.
+
+    rollout    task groups are dealt to the processes, and the records are gathered, in order, in every process
+    update     every process takes its share of each mini-batch's micro-batches; the gradients are summed over processes
+    weights    replicated, or sharded by FSDP2 where the launcher's file asks for it (recipes/fsdp.yaml)
+    files      process 0 writes and prints; several machines need a shared folder
+
+So every process sees all records and takes every decision alike: random streams have names, and the only clock is process 0's (`agree`).
+One process and many make the same update up to the order of sums (tests/test_parallel.py).
+"""
+
+import math
+import os
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from envs import UserError
+
+
+def rank():
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world():
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def sharded():
+    """Whether weights, gradients and optimizer state are split over the processes."""
+    return world() > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+
+
+def begin(device):
+    """Joins the other processes; returns the torch device of this one.  UserError where a machine has more processes than GPUs."""
+    if device.startswith("cuda") and world() > 1:
+        here, found = int(os.environ.get("LOCAL_WORLD_SIZE", world())), torch.cuda.device_count()
+        if here > found:
+            raise UserError(f"{here} processes on a machine with {found} GPUs: launch with --num_processes {found}")
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        torch.cuda.set_device(device)
+    if world() > 1 and not dist.is_initialized():
+        # objects go over gloo on any machine.  A rollout may keep a process waiting for long; one that died is noticed without a timeout
+        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timedelta(hours=6))
+    return device
+
+
+alone = False  # whether this process is doing what the others are not
+
+
+@contextmanager
+def apart():
+    """What is done in here differs by process: a mistake is told by the process that meets it (common.run_script), else by process 0."""
+    global alone
+    alone = True
+    yield  # an exception leaves the mark as it is
+    alone = False
+
+
+# ---- objects -------------------------------------------------------------------------------------------------------------------
+
+
+def gather(value):
+    """The values of all processes, by rank."""
+    if world() == 1:
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def agree(value):
+    """Process 0's value."""
+    return gather(value)[0]
+
+
+def first(function):
+    """function() in process 0 alone; its result, or its UserError, in every process."""
+    result = mistake = None
+    if rank() == 0:
+        try:
+            result = function()
+        except UserError as error:
+            mistake = error
+    result, mistake = agree((result, mistake))
+    if mistake:
+        raise mistake
+    return result
+
+
+def share(work, items, keys):
+    """work(items), where the items are dealt to the processes, those of equal key to the same one.  All results, in the items' order."""
+    if world() == 1:
+        return work(items)
+    owner = {key: n % world() for n, key in enumerate(dict.fromkeys(keys))}
+    own = [i for i, key in enumerate(keys) if owner[key] == rank()]
+    with apart():
+        done = work([items[i] for i in own])
+    parts = gather(dict(zip(own, done)))
+    results = {i: result for part in parts for i, result in part.items()}
+    return [results[i] for i in range(len(items))]
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------------------
+
+
+def own_part(batches):
+    """This process's share of a list of micro-batches: pairs (micro-batch, 1).  All get equally many, since sharded layers are gathered
+    by all processes together: who is short runs the last, smallest one again, as (micro-batch, 0)."""
+    rounds = math.ceil(len(batches) / world())
+    turns = range(rank(), rounds * world(), world())
+    return [(batches[i], 1) if i < len(batches) else (batches[-1], 0) for i in turns]
+
+
+def sum_gradients(parameters):
+    """Adds the gradients of all processes; sharded ones were added by FSDP2 on the way."""
+    if world() > 1 and not sharded():
+        for p in parameters:
+            dist.all_reduce(p.grad)
+
+
+# ---- shards --------------------------------------------------------------------------------------------------------------------
+
+
+def shard(model, dtype, device):
+    """FSDP2: every layer, then the rest of the model, is split over all processes and gathered when it is used.  Computes in `dtype`;
+    weights, gradients and their sums stay as they were loaded.  `model.run(function, ...)` then calls a function that uses the model."""
+    mesh = dist.init_device_mesh(torch.device(device).type, (world(),))
+    mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    layers = [module for module in model.modules() if type(module).__name__ in (model._no_split_modules or [])]
+    keep = os.environ.get("FSDP_RESHARD_AFTER_FORWARD") == "false"  # a layer's weights stay until its backward pass: faster, larger
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, mp_policy=mixed, reshard_after_forward=not keep)
+    fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+    model.run = lambda function, *args: function(*args)
+    register_fsdp_forward_method(model, "run")
+
+
+def whole(tensor):
+    """A sharded tensor in one piece; every process has to call this.  Other values as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value, parameter):
+    """A whole tensor, split as a parameter of its shape is."""
+    if not isinstance(parameter, DTensor) or getattr(value, "shape", None) != parameter.shape:
+        return value
+    value = value.to(parameter.device)
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)  # each cuts out its own part
