@@ -52,9 +52,9 @@ from sampler import Sampler, masked_log_softmax, next_of_words
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
+    disable_progress_bar()  # of loading and saving: one per iteration otherwise
     if parallel.rank():
         sys.stdout = open(os.devnull, "w")
-        disable_progress_bar()
     try:
         main()
     except UserError as mistake:
@@ -912,7 +912,7 @@ def skills_file(path):
 # "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
 PRESETS = {
     "laptop": dict(
-        groups=16, group_size=8, lr=5e-4, beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
+        groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
         old_logprobs="sampler", iterations=1000, save_every=1,
     ),
     "paper": dict(

@@ -56,7 +56,7 @@ def main():
     group = parser.add_argument_group("phase 0")
     group.add_argument("--window", type=int, default=5, help="(13) W: iterations over which successes are counted")
     group.add_argument("--stop-at", type=float, default=0.4, help="(13) N_req as a share of the window's episodes; 0: never stop early")
-    args = parse_args(parser, first=True, laptop=dict(minutes=3, window=2), paper=dict(iterations=60))
+    args = parse_args(parser, first=True, laptop=dict(minutes=3, window=2, stop_at=0.2), paper=dict(iterations=60))
     state = {"wins": []}  # successes per iteration
     run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, args.source or args.model, state)
 
