@@ -112,12 +112,18 @@ def peak_memory(function, device="cpu"):
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
         raise RuntimeError("start the process with MALLOC_MMAP_THRESHOLD_=65536, else freed memory is kept and the peak means nothing")
     before = resident("VmRSS")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the high-water mark starts anew
+    reset_peak()
     function()
     return resident("VmHWM") - before
 
 
+def reset_peak():
+    """The high-water mark of resident memory starts anew."""
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
 def resident(what):
+    """Bytes: VmRSS now, VmHWM at the highest."""
     with open("/proc/self/status") as file:
         return int(re.search(rf"{what}:\s+(\d+)", file.read())[1]) * 1024
