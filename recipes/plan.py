@@ -44,7 +44,10 @@ SHAPES = {
     "Qwen3-4B": ("qwen3", 2560, 9728, 36, 32, 8, 128, 151936, True),
     "Qwen3-8B": ("qwen3", 4096, 12288, 36, 32, 8, 128, 151936, False),
 }
-FIELDS = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim vocab_size tie_word_embeddings".split()
+FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "tie_word_embeddings",
+)  # fmt: skip
 
 # Where no tokenizer is at hand: characters per token of chat prompts from random play with Qwen's vocabulary of 151,643 tokens
 # (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498 prompts), and tokens that the chat template adds.
@@ -96,9 +99,10 @@ def layer_bytes(s, dtype, lora_rank=0):
     norms = 2 * s.d * (12 if b == 4 else 10)
     if s.head_norms:
         norms += (s.q + s.k) * (4 + b)
-    if lora_rank:  # norms keep their input only; q, k, v, o, gate, up and down adapters keep theirs, and A's output
+    if lora_rank:  # norms keep their input only; adapters keep theirs, each its own copy where it is cast, and A's output
         norms = 2 * s.d * 4 + (4 * (s.q + s.k) if s.head_norms else 0)
-        mlp = 3 * b * s.f + b * (5 * s.d + s.q + s.f + 7 * lora_rank)
+        inputs = 5 * s.d + s.q + s.f if b == 2 else 2 * s.d + s.f  # of q, k, v, gate, up; o; down
+        mlp = 3 * b * s.f + b * (inputs + 7 * lora_rank)
     return norms + attention + mlp
 
 
@@ -195,8 +199,10 @@ def report(args):
     shown = args.micro_batch_tokens or tokens or longest
     activations, logits, one_layer = micro_batch_bytes(s, shown, math.ceil(shown * share), **how)
 
-    kind = f"LoRA of rank {args.lora_rank}, {args.lora_rank * s.adapter / 1e6:,.0f} million trained" if args.lora_rank else "all weights trained"
-    yield f"{args.model}: {s.parameters / 1e9:.2f} billion parameters, {kind}; {args.gpus} GPU(s) of {args.memory:g} GB, {args.dtype}, {args.env}"
+    trained = args.lora_rank * s.adapter / 1e6
+    kind = f"LoRA of rank {args.lora_rank}, {trained:,.0f} million trained" if args.lora_rank else "all weights trained"
+    cards = f"{args.gpus} GPU(s) of {args.memory:g} GB, {args.dtype}, {args.env}"
+    yield f"{args.model}: {s.parameters / 1e9:.2f} billion parameters, {kind}; {cards}"
     yield f"memory per GPU while updating, GB (estimated; {FREE:.0%} of {args.memory:g} left free)"
     for name, size in stays.items():
         yield f"  {name:20s}{size / GB:8.1f}"
@@ -209,9 +215,10 @@ def report(args):
         yield f"fits: --micro-batch-tokens {tokens} at most (a row may have {longest:,})"
     else:
         less = "" if args.gradient_checkpointing else "--gradient-checkpointing, "
-        yield f"does NOT fit: a row may have {longest:,} tokens; try {less}--lora-rank 64, a smaller --logit-chunk, more --gpus, or a smaller model"
+        less += "--lora-rank 64, --logit-chunk 256, more --gpus, or a smaller model"
+        yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
-    # while sampling, the trainer's activations and gathered copies are not there; vLLM needs its own weights, transformers where ours are split
+    # while sampling, activations and gathered copies are not there; vLLM needs weights of its own, transformers where ours are split
     copy, per_token = s.parameters * bytes_of(args.dtype), 2 * s.layers * s.k * bytes_of(args.dtype)
     rest = args.memory * GB * (1 - FREE) - sum(size for part, size in stays.items() if part != "computing copies")
     episodes = args.groups * args.group_size
@@ -222,16 +229,16 @@ def report(args):
     for engine, own in ("vllm", copy), ("transformers", copy if args.gpus > 1 and not args.lora_rank else 0.0):
         left = rest - own
         verdict = "they fit" if left >= needed else f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
-        yield f"  {'--engine ' + engine:22s}{own / GB:6.1f}   of weights of its own, {max(0.0, left) / GB:.1f} left for the cache: {verdict}"
+        cache = f"{max(0.0, left) / GB:.1f} left for the cache: {verdict}"
+        yield f"  {'--engine ' + engine:22s}{own / GB:6.1f}   of weights of its own, {cache}"
     steps = args.max_steps or (50 if args.env == "alfworld" else 15)
-    rows = episodes * steps
+    rows, whole = episodes * steps, mean + args.max_response
+    yield f"an iteration, at most: {args.groups} x {args.group_size} episodes x {steps} steps = {rows:,} rows"
+    yield f"  prompts of {mean:.0f} tokens on average, {largest:.0f} at most ({note})"
     yield (
-        f"an iteration, at most: {args.groups} x {args.group_size} episodes x {steps} steps = {rows:,} rows; prompts of {mean:.0f} tokens on average, "
-        f"{largest:.0f} at most ({note})"
-    )
-    yield (
-        f"  {rows * mean / 1e6:.2f} million prompt tokens and, at {args.max_response} a response, {rows * args.max_response / 1e6:.2f} million sampled; "
-        f"update over {rows * (mean + args.max_response) / 1e6:.2f} million, {rows * (mean + args.max_response) / args.gpus / 1e6:.2f} per GPU"
+        f"  {rows * mean / 1e6:.2f} million prompt tokens and, at {args.max_response} a response, "
+        f"{rows * args.max_response / 1e6:.2f} million sampled; update over {rows * whole / 1e6:.2f} million, "
+        f"{rows * whole / args.gpus / 1e6:.2f} per GPU"
     )
 
 
