@@ -57,6 +57,8 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
             assert json.loads((HERE / "runs" / run / phase / "done").read_text())["iterations"] == 2
         summary = json.loads((HERE / "runs" / run / "evaluate" / "summary.json").read_text())
         assert "SIRI, plain prompt" in {row["arm"] for row in summary["rows"]}
+        if name != "qwen7b":
+            return
         again = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
         assert again.returncode == 0 and "warmup done" not in again.stdout  # finished phases are not run again
     finally:
