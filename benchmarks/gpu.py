@@ -9,10 +9,10 @@
     memory          measured peak beside the estimate of recipes/plan.py, both in GB
     rollout         common.rollout with transformers: environment steps/s and sampled tokens/s
 
-FLOPs counted: 6 per parameter and token of a trained decoder layer (2 forward, 4 backward; LoRA: 4, as frozen weights get no gradient),
-6 (4) V d per response token for the logits, and 12 (8) T q per token and layer for causal attention halved; work done twice because of
-gradient checkpointing and padding is not counted, so the share is of useful work.  Nothing is downloaded: prompts come from
-generated houses where there are no games, the tokenizer is trained on them.
+FLOPs counted: 6 per parameter and token of a decoder layer (2 forward, 4 backward; LoRA: 4, as frozen weights get no gradient, and 6 for
+the adapters), 6 (4) V d per response token for the logits, 6 T^2 q per row of T tokens and layer for causal attention, half of which is
+masked.  Padding, and what gradient checkpointing computes twice, is not counted, so the share is of useful work.  Nothing is downloaded:
+prompts come from generated houses where there are no games, the tokenizer is trained on them.
 
 Status: run on CPU in size tiny (tests/test_benchmarks.py).  No GPU was at hand: 1.5B and 7B have not been measured.
 """

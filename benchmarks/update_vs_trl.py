@@ -4,12 +4,14 @@
     python benchmarks/update_vs_trl.py --device cuda --hidden 1536 --mlp 8960 --layers 28 --vocab 151936 --rows 128
     python benchmarks/update_vs_trl.py --skip trl            rollouts only
 
-What is the same: the model (random weights), rows (real ALFWorld chat prompts, random responses of half to all of --response tokens, advantages
-+1 and -1), dtype, threads, temperature, AdamW, gradient norm clipping, one optimizer step over all rows, the loss (clipped policy gradient,
-mean over all response tokens, no reference policy, pi_old as sampled), and padded tokens per forward pass: TRL's micro-batch holds as many
-rows as --tokens allow at the batch's longest prompt + longest response, which is what it pads to.  Nothing is generated in the update.
-Every figure comes from a process of its own; the peak is that of resident memory over the second update, beyond the process before it loaded
-the model.  Rollouts: the same episodes with our KV-cached sampler, and with `model.generate` on left-padded prompts at every step.
+What is the same: the model (random weights), rows (real ALFWorld chat prompts, random responses of half to all of --response tokens,
+advantages +1 and -1), dtype, threads, temperature, AdamW, gradient norm clipping, one optimizer step over all rows, the loss (clipped
+policy gradient, mean over all response tokens, no reference policy, pi_old as sampled), and padded tokens per forward pass: TRL's
+micro-batch holds as many rows as --tokens allow at the batch's longest prompt + longest response, which is what it pads to.  Nothing is
+generated in the update.  The default shape gives the logits 15 % of the parameters, as Qwen2.5-1.5B's are.  Every figure comes from a
+process of its own; the peak is the highest of the updates after the first, beyond what the process held before it loaded the model.
+Rollouts: the same episodes with our KV-cached sampler, with vLLM where it is installed (chat prompts), and with `model.generate` on
+left-padded prompts at every step.
 """
 
 import argparse
@@ -35,8 +37,9 @@ from envs.alfworld import AlfWorld  # noqa: E402
 
 def our_arguments(args, *more):
     """The training arguments of a phase, from its own parser."""
-    given = f"--device {args.device} --threads {args.threads} --micro-batch-tokens {args.tokens} --mini-batch-rows {10**9} --beta 0 --omega 0"
-    sys.argv = ["bench", *given.split(), *"--entropy-coef 0 --old-logprobs sampler --lr 1e-6".split(), *more]
+    given = f"--device {args.device} --threads {args.threads} --micro-batch-tokens {args.tokens} --mini-batch-rows {10**9}"
+    given += " --beta 0 --omega 0 --entropy-coef 0 --old-logprobs sampler --lr 1e-6"
+    sys.argv = ["bench", *given.split(), *more]
     return common.parse_args(common.make_parser("bench"))
 
 
@@ -163,6 +166,18 @@ def rollouts(folder, args):
     return found
 
 
+def vllm_rollout(folder, args):
+    """The chat episodes of `rollouts` with --engine vllm, after one round that sets it up."""
+    policy = common.load_policy(folder, our_arguments(args, "--engine", "vllm", "--rollout-batch", str(args.episodes)))
+    env = AlfWorld(houses=True, max_steps=args.steps)
+    plays = [common.Play(task, task, ("bench", task)) for task in env.tasks("train")[: args.episodes]]
+    our_rollout(policy, env, plays[:2], args.rollout_response, args)
+    begun = time.perf_counter()
+    steps, tokens = our_rollout(policy, env, plays, args.rollout_response, args)
+    seconds = time.perf_counter() - begun
+    return {"steps_per_second": steps / seconds, "sampled_tokens_per_second": tokens / seconds}
+
+
 def our_rollout(policy, env, plays, longest, args):
     records = common.rollout(policy, env, plays, 1.0, len(plays), longest, threads=1)
     return sum(len(r["steps"]) for r in records), sum(len(s["response_ids"]) for r in records for s in r["steps"])
@@ -212,11 +227,11 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="torch device")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
-    p.add_argument("--hidden", type=int, default=128, help="of the random Qwen2")
-    p.add_argument("--mlp", type=int, default=512, help="its MLP's width")
-    p.add_argument("--layers", type=int, default=4, help="its layers")
-    p.add_argument("--vocab", type=int, default=8192, help="its vocabulary")
-    p.add_argument("--rows", type=int, default=32, help="of the update")
+    p.add_argument("--hidden", type=int, default=256, help="of the random Qwen2")
+    p.add_argument("--mlp", type=int, default=1024, help="its MLP's width")
+    p.add_argument("--layers", type=int, default=6, help="its layers")
+    p.add_argument("--vocab", type=int, default=4096, help="its vocabulary")
+    p.add_argument("--rows", type=int, default=24, help="of the update")
     p.add_argument("--response", type=int, default=128, help="tokens of the longest response in the update")
     p.add_argument("--tokens", type=int, default=4096, help="padded tokens per forward pass")
     p.add_argument("--repeat", type=int, default=3, help="updates measured, after one that is not")
@@ -230,7 +245,7 @@ def main():
         raise UserError("TRL is not installed: run `pip install trl`, or leave it out with --skip trl")
     torch.set_num_threads(args.threads)
     if args.child:
-        result = {"ours": ours, "trl": trl, "rollout": rollouts}[args.child[0]](args.child[1], args)
+        result = {"ours": ours, "trl": trl, "rollout": rollouts, "vllm": vllm_rollout}[args.child[0]](args.child[1], args)
         return print(json.dumps(result))
 
     result = {"device": args.device, "threads": args.threads, "torch": torch.__version__, "load": round(os.getloadavg()[0], 1)}
@@ -248,10 +263,13 @@ def main():
             result["speed_over_trl"] = result["ours"]["tokens_per_second"] / result["trl"]["tokens_per_second"]
             result["memory_over_trl"] = result["ours"]["peak_mib"] / result["trl"]["peak_mib"]
         if "rollout" not in args.skip:
-            result["rollout"] = in_child("rollout", False, folder)
-            for name in ("chat", "compact"):
-                rates = [result["rollout"][f"{name}_{who}"]["sampled_tokens_per_second"] for who in ("our_rollout", "plain_rollout")]
-                result[f"{name}_rollout_over_generate"] = rates[0] / rates[1]
+            found = result["rollout"] = in_child("rollout", False, folder)
+            if find_spec("vllm"):
+                found["chat_vllm_rollout"] = in_child("vllm", False, folder)
+            for name in ("chat_our", "chat_vllm", "compact_our"):
+                if f"{name}_rollout" in found:
+                    rate, plain = found[f"{name}_rollout"], found[f"{name.split('_')[0]}_plain_rollout"]
+                    result[f"{name}_over_generate"] = rate["sampled_tokens_per_second"] / plain["sampled_tokens_per_second"]
     print(json.dumps(rounded(result)))
 
 

@@ -1,7 +1,8 @@
 """Runs a script in worlds that hand out wins: `python tests/generous.py warmup.py ...`.
 
-A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions and observations are the environment's own;
-but an action whose text happens to have a checksum divisible by 3 ends the episode with a win, and an answer that is no skill becomes one.
+A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions and observations are the environment's
+own; but an action whose text happens to have a checksum divisible by 3 ends the episode with a win, and an answer that is no skill
+becomes one.
 """
 
 import runpy

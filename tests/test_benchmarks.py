@@ -28,7 +28,8 @@ def chat_policy(tmp_path_factory):
 
 
 def last_line(*command, **settings):
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", **settings})
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
