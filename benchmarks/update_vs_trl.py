@@ -10,6 +10,7 @@ policy gradient, mean over all response tokens, no reference policy, pi_old as s
 micro-batch holds as many rows as --tokens allow at the batch's longest prompt + longest response, which is what it pads to.  Nothing is
 generated in the update.  The default shape gives the logits 15 % of the parameters, as Qwen2.5-1.5B's are.  Every figure comes from a
 process of its own; the peak is the highest of the updates after the first, beyond what the process held before it loaded the model.
+Seconds are the process's CPU time where it has one thread (not the wall clock: a shared machine would decide), else wall-clock.
 Rollouts: the same episodes with our KV-cached sampler, with vLLM where it is installed (chat prompts), and with `model.generate` on
 left-padded prompts at every step.
 """
@@ -47,6 +48,11 @@ def rows_for(policy, args):
     return measure.random_rows(policy, measure.chat_prompts(args.rows, env=AlfWorld(houses=True)), args.response)
 
 
+def clock(args):
+    """Seconds; with one CPU thread those that the process computed, so that a shared machine's other programs do not count."""
+    return time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+
+
 class Watch:
     """Notes time and peak memory of every update but the first, which sets things up."""
 
@@ -59,11 +65,11 @@ class Watch:
             torch.cuda.reset_peak_memory_stats()
         else:
             measure.reset_peak()
-        self.begun = time.perf_counter()
+        self.begun = clock(self.args)
 
     def end(self):
         measure.synchronize(self.args.device)
-        self.seconds.append(time.perf_counter() - self.begun)
+        self.seconds.append(clock(self.args) - self.begun)
         peak = torch.cuda.max_memory_allocated() if self.args.device == "cuda" else measure.resident("VmHWM")
         self.peaks.append(peak - self.at_start)
 
@@ -158,10 +164,10 @@ def rollouts(folder, args):
         games = env.tasks("train")[: args.episodes]
         plays = [common.Play(task, task, ("bench", task)) for task in games]
         for who in (our_rollout, plain_rollout):
-            begun = time.perf_counter()
+            begun = clock(args)
             steps, tokens = who(policy, env, plays, longest, args)
             measure.synchronize(args.device)
-            seconds = time.perf_counter() - begun
+            seconds = clock(args) - begun
             found[f"{name}_{who.__name__}"] = {"steps_per_second": steps / seconds, "sampled_tokens_per_second": tokens / seconds}
     return found
 
@@ -172,9 +178,9 @@ def vllm_rollout(folder, args):
     env = AlfWorld(houses=True, max_steps=args.steps)
     plays = [common.Play(task, task, ("bench", task)) for task in env.tasks("train")[: args.episodes]]
     our_rollout(policy, env, plays[:2], args.rollout_response, args)
-    begun = time.perf_counter()
+    begun = clock(args)
     steps, tokens = our_rollout(policy, env, plays, args.rollout_response, args)
-    seconds = time.perf_counter() - begun
+    seconds = clock(args) - begun
     return {"steps_per_second": steps / seconds, "sampled_tokens_per_second": tokens / seconds}
 
 
