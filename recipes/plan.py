@@ -1,0 +1,271 @@
+"""What a run will need, before renting the GPUs: memory by part, micro-batch, tokens per iteration.  From the config alone, no weights.
+
+    python recipes/plan.py --model Qwen/Qwen2.5-7B-Instruct --gpus 8 --memory 80 --gradient-checkpointing
+    python recipes/plan.py --model Qwen/Qwen2.5-7B-Instruct --gpus 1 --memory 80 --lora-rank 64 --gradient-checkpointing
+    python recipes/plan.py --model FOLDER --env webshop
+
+How the memory of a decoder is counted (d hidden size, f width of the MLP, q and k widths of all query and key heads, b bytes of a number;
+per token, in the order of a layer's forward pass, what has to wait for the backward pass):
+
+    2 norms         input, normalised, output: 12 d in float32, 10 d in bfloat16, where the residual stream stays in float32
+    attention       query, key, value, output: b (2 q + 2 k), and a float32 per head; no T x T matrix, as the kernels are fused
+    MLP             gate, up, silu(gate), product: 4 b f
+    LoRA            frozen weights need no inputs, adapters a copy of every linear layer's input
+
+Without --gradient-checkpointing every layer keeps all of this, with it only its input, and one layer at a time the rest.  Logits exist for
+response tokens only, --logit-chunk of them at once, in about 5 float32 copies (logits, log-softmax, its exponential, two gradients).
+Checked within 20 % against measured peaks of small models on CPU (tests/test_plan.py).  Not checked: sharded runs, CUDA's own overhead
+(about 1 GB a process, not counted; 10 % of the memory is left free for it and for fragmentation).
+"""
+
+import argparse
+import math
+import random
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from envs import UserError  # noqa: E402
+from envs.alfworld import AlfWorld  # noqa: E402
+from envs.webshop import WebShop  # noqa: E402
+
+# Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that cannot reach the Hub.
+# model type, hidden size, MLP width, layers, query heads, key heads, head size, vocabulary, one matrix for embedding and output
+SHAPES = {
+    "Qwen2.5-0.5B": ("qwen2", 896, 4864, 24, 14, 2, 64, 151936, True),
+    "Qwen2.5-1.5B": ("qwen2", 1536, 8960, 28, 12, 2, 128, 151936, True),
+    "Qwen2.5-3B": ("qwen2", 2048, 11008, 36, 16, 2, 128, 151936, True),
+    "Qwen2.5-7B": ("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False),
+    "Qwen3-0.6B": ("qwen3", 1024, 3072, 28, 16, 8, 128, 151936, True),
+    "Qwen3-1.7B": ("qwen3", 2048, 6144, 28, 16, 8, 128, 151936, True),
+    "Qwen3-4B": ("qwen3", 2560, 9728, 36, 32, 8, 128, 151936, True),
+    "Qwen3-8B": ("qwen3", 4096, 12288, 36, 32, 8, 128, 151936, False),
+}
+FIELDS = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "tie_word_embeddings",
+)  # fmt: skip
+
+# Where no tokenizer is at hand: characters per token of chat prompts from random play with Qwen's vocabulary of 151,643 tokens
+# (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498 prompts), and tokens that the chat template adds.
+CHARACTERS_PER_TOKEN = {"alfworld": 3.16, "webshop": 2.94}
+TEMPLATE_TOKENS = 30
+
+GB = 1e9
+LOGIT_COPIES = 5  # float32 copies of a chunk's logits at the peak of the backward pass
+FREE = 0.1  # of a card's memory, for CUDA, fragments, buffers of the communication
+
+
+def read_config(name):
+    """The Hugging Face config of a folder, of a name in SHAPES, or of the Hub.  UserError where there is none."""
+    short = name.split("/")[-1].removesuffix("-Instruct")
+    if not Path(name).is_dir() and short in SHAPES:
+        kind, *values = SHAPES[short]
+        return AutoConfig.for_model(kind, **dict(zip(FIELDS, values)))
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError):
+        raise UserError(f"--model {name}: no config there, and the Hub is not reachable; use a folder or {', '.join(SHAPES)}") from None
+
+
+class Sizes:
+    """The widths and parameter counts of a config."""
+
+    def __init__(self, config):
+        self.d, self.f, self.layers, self.vocab = (
+            config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size,
+        )  # fmt: skip
+        self.heads = config.num_attention_heads
+        head = getattr(config, "head_dim", None) or self.d // self.heads
+        self.q, self.k = self.heads * head, config.num_key_value_heads * head
+        self.head_norms = config.model_type.startswith("qwen3")  # queries and keys are normalised, too
+        with torch.device("meta"):  # shapes without memory
+            model = AutoModelForCausalLM.from_config(config)
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.layer = sum(p.numel() for p in model.base_model.layers[0].parameters())
+        self.largest = max(p.numel() for p in model.parameters())
+        # (in + out) of all linear layers of a decoder layer: the parameters of adapters of rank 1
+        linear = [m for m in model.base_model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+        self.adapter = self.layers * sum(m.in_features + m.out_features for m in linear)
+
+
+def layer_bytes(s, dtype, lora_rank=0):
+    """Bytes per token that one decoder layer keeps for its backward pass."""
+    b = bytes_of(dtype)
+    attention, mlp = b * (2 * s.q + 2 * s.k) + 4 * s.heads, 4 * b * s.f
+    norms = 2 * s.d * (12 if b == 4 else 10)
+    if s.head_norms:
+        norms += (s.q + s.k) * (4 + b)
+    if lora_rank:  # norms keep their input only; adapters keep theirs, each its own copy where it is cast, and A's output
+        norms = 2 * s.d * 4 + (4 * (s.q + s.k) if s.head_norms else 0)
+        inputs = 5 * s.d + s.q + s.f if b == 2 else 2 * s.d + s.f  # of q, k, v, gate, up; o; down
+        mlp = 3 * b * s.f + b * (inputs + 7 * lora_rank)
+    return norms + attention + mlp
+
+
+def micro_batch_bytes(s, tokens, targets, dtype="bfloat16", checkpointing=False, logit_chunk=None, lora_rank=0):
+    """(activations, logits, one layer) in bytes of a forward and backward pass over `tokens` padded tokens, `targets` of them response
+    tokens.  Activations wait for the backward pass; then come the logits' gradients, and after those one layer after the other, so the
+    peak is activations + the larger of the other two."""
+    b = bytes_of(dtype)
+    layer = layer_bytes(s, dtype, lora_rank)
+    stream = s.d * (2 if lora_rank and b == 2 else 4)  # bytes per token of the residual stream, which a recomputed layer starts from
+    activations = tokens * s.layers * (stream if checkpointing else layer)
+    # at work in a layer's backward pass: two gradients of the MLP's width, two of the stream, and what is computed again
+    one_layer = tokens * (2 * b * s.f + 2 * stream + (layer if checkpointing else 0))
+    chunk = min(targets, logit_chunk or max(1, 2**28 // s.vocab))  # common.Policy.score's default: 1 GiB of them
+    logits = chunk * s.vocab * (4 * LOGIT_COPIES + (2 if b == 2 else 0)) + tokens * 12 * s.d  # and the norm before them
+    return activations, logits, one_layer
+
+
+def peak(activations, logits, one_layer):
+    return activations + max(logits, one_layer)
+
+
+def weights_bytes(s, gpus=1, dtype="bfloat16", lora_rank=0, beta=0.01):
+    """Bytes per GPU by part of what stays for the whole run, as common.start sets it up.
+
+    All weights are trained in float32 and computed in dtype, so that steps of 1e-6 are not rounded away; split over the GPUs by FSDP2.
+    With LoRA the weights are frozen, in dtype, on every GPU, only the adapters are trained, and the reference is the adapter off."""
+    b = bytes_of(dtype)
+    trained = lora_rank * s.adapter if lora_rank else s.parameters
+    shards = 1 if lora_rank else gpus
+    parts = {"weights": (s.parameters * b + trained * 4) if lora_rank else trained * 4 / shards}
+    parts["reference"] = s.parameters * b / shards if beta > 0 and not lora_rank else 0.0
+    parts["gradients"] = trained * 4 / shards
+    parts["optimizer"] = trained * 8 / shards
+    if lora_rank:
+        parts["computing copies"] = 0.0
+    elif gpus > 1:  # FSDP2 gathers two layers at a time, and embeddings and output; their whole gradients before they are shared out
+        root = s.parameters - s.layers * s.layer
+        parts["computing copies"] = b * (2 * s.layer + root) + 4 * root
+    else:  # mixed precision keeps a copy of the weights; the largest gradient comes before it is added
+        parts["computing copies"] = (s.parameters * b if b < 4 else 0) + 4 * s.largest
+    return parts
+
+
+def bytes_of(dtype):
+    return {"float32": 4, "bfloat16": 2}[dtype]
+
+
+def fitting_tokens(s, room, share, longest, **how):
+    """The largest micro-batch, in steps of 256 padded tokens, whose activations and logits fit into `room` bytes; 0 where not even one
+    row of `longest` tokens does.  share: of response tokens among all."""
+    fits = [t for t in range(longest, 2**18, 256) if peak(*micro_batch_bytes(s, t, math.ceil(t * share), **how)) <= room]
+    return max(fits, default=0)
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------------------------
+
+
+def prompt_tokens(env_name, model, games=8):
+    """(mean, largest, note) tokens of chat prompts, from random play of a few games of the environment."""
+    env, stream = {"alfworld": AlfWorld, "webshop": WebShop}[env_name](), random.Random(0)
+    texts = []
+    for task_id in stream.sample(env.tasks("train"), games):
+        step, history = env.reset(task_id), []
+        while not step.done:
+            texts.append(env.prompt(env.task, history, step, [], "chat"))
+            action = stream.choice(step.admissible).replace("<your query>", env.task)
+            history.append((step, action))
+            step = env.step(action)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)  # of a folder, or downloaded earlier
+        lengths = [len(tokenizer(text)["input_ids"]) + TEMPLATE_TOKENS for text in texts]
+        how = "its own tokenizer"
+    except (OSError, ValueError):
+        lengths = [len(text) / CHARACTERS_PER_TOKEN[env_name] + TEMPLATE_TOKENS for text in texts]
+        how = f"{CHARACTERS_PER_TOKEN[env_name]} characters a token"
+    return sum(lengths) / len(lengths), max(lengths), f"{len(texts)} prompts of random play, {how}"
+
+
+# ---- the plan ------------------------------------------------------------------------------------------------------------------
+
+
+def report(args):
+    """The printed lines."""
+    s = Sizes(read_config(args.model))
+    how = dict(dtype=args.dtype, lora_rank=args.lora_rank)
+    stays = weights_bytes(s, args.gpus, beta=args.beta, **how)
+    longest = args.context or (2048 if args.env == "alfworld" else 4096) + args.max_response
+    mean, largest, note = prompt_tokens(args.env, args.model)
+    share = args.max_response / (mean + args.max_response)
+    how |= dict(checkpointing=args.gradient_checkpointing, logit_chunk=args.logit_chunk)
+    room = args.memory * GB * (1 - FREE) - sum(stays.values())
+    tokens = fitting_tokens(s, room, share, longest, **how)
+    shown = args.micro_batch_tokens or tokens or longest
+    activations, logits, one_layer = micro_batch_bytes(s, shown, math.ceil(shown * share), **how)
+
+    trained = args.lora_rank * s.adapter / 1e6
+    kind = f"LoRA of rank {args.lora_rank}, {trained:,.0f} million trained" if args.lora_rank else "all weights trained"
+    cards = f"{args.gpus} GPU(s) of {args.memory:g} GB, {args.dtype}, {args.env}"
+    yield f"{args.model}: {s.parameters / 1e9:.2f} billion parameters, {kind}; {cards}"
+    yield f"memory per GPU while updating, GB (estimated; {FREE:.0%} of {args.memory:g} left free)"
+    for name, size in stays.items():
+        yield f"  {name:20s}{size / GB:8.1f}"
+    yield f"  {'activations':20s}{activations / GB:8.1f}   of a micro-batch of {shown:,} padded tokens"
+    yield f"  {'logits':20s}{logits / GB:8.1f}"
+    yield f"  {'one layer at work':20s}{one_layer / GB:8.1f}   after the logits: the larger of both counts"
+    total = sum(stays.values()) + peak(activations, logits, one_layer)
+    yield f"  {'sum':20s}{total / GB:8.1f}"
+    if tokens:
+        yield f"fits: --micro-batch-tokens {tokens} at most (a row may have {longest:,})"
+    else:
+        less = "" if args.gradient_checkpointing else "--gradient-checkpointing, "
+        less += "--lora-rank 64, --logit-chunk 256, more --gpus, or a smaller model"
+        yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
+
+    # while sampling, activations and gathered copies are not there; vLLM needs weights of its own, transformers where ours are split
+    copy, per_token = s.parameters * bytes_of(args.dtype), 2 * s.layers * s.k * bytes_of(args.dtype)
+    rest = args.memory * GB * (1 - FREE) - sum(size for part, size in stays.items() if part != "computing copies")
+    episodes = args.groups * args.group_size
+    wanted = math.ceil(episodes / args.gpus)
+    needed = wanted * longest * per_token
+    yield "memory per GPU while sampling, GB"
+    yield f"  {'KV cache':20s}{needed / GB:8.1f}   of {wanted} episodes of {longest:,} tokens, {per_token / 1e3:.0f} kB each"
+    for engine, own in ("vllm", copy), ("transformers", copy if args.gpus > 1 and not args.lora_rank else 0.0):
+        left = rest - own
+        verdict = "they fit" if left >= needed else f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
+        cache = f"{max(0.0, left) / GB:.1f} left for the cache: {verdict}"
+        yield f"  {'--engine ' + engine:22s}{own / GB:6.1f}   of weights of its own, {cache}"
+    steps = args.max_steps or (50 if args.env == "alfworld" else 15)
+    rows, whole = episodes * steps, mean + args.max_response
+    yield f"an iteration, at most: {args.groups} x {args.group_size} episodes x {steps} steps = {rows:,} rows"
+    yield f"  prompts of {mean:.0f} tokens on average, {largest:.0f} at most ({note})"
+    yield (
+        f"  {rows * mean / 1e6:.2f} million prompt tokens and, at {args.max_response} a response, "
+        f"{rows * args.max_response / 1e6:.2f} million sampled; update over {rows * whole / 1e6:.2f} million, "
+        f"{rows * whole / args.gpus / 1e6:.2f} per GPU"
+    )
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--model", default="Qwen/Qwen2.5-7B-Instruct", help=f"folder, Hub name, or one of {', '.join(SHAPES)}")
+    p.add_argument("--gpus", type=int, default=1, help="how many")
+    p.add_argument("--memory", type=float, default=80, help="of one, in GB")
+    p.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
+    p.add_argument("--lora-rank", type=int, default=0, help="0: all weights are trained")
+    p.add_argument("--beta", type=float, default=0.01, help="0: no reference policy")
+    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass")
+    p.add_argument("--micro-batch-tokens", type=int, help="padded tokens per forward pass (default: as many as fit)")
+    p.add_argument("--logit-chunk", type=int, help="response tokens whose logits are there at once (default: 1 GiB of logits)")
+    p.add_argument("--env", default="alfworld", choices=["alfworld", "webshop"], help="whose prompts")
+    p.add_argument("--context", type=int, help="longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)")
+    p.add_argument("--max-response", type=int, default=512, help="tokens per response; what is counted with, so an upper bound")
+    p.add_argument("--max-steps", type=int, help="steps per episode (default: 50, WebShop 15)")
+    p.add_argument("--groups", type=int, default=16, help="B")
+    p.add_argument("--group-size", type=int, default=8, help="G")
+    for line in report(p.parse_args()):
+        print(line)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

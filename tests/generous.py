@@ -1,0 +1,44 @@
+"""Runs a script in worlds that hand out wins: `python tests/generous.py warmup.py ...`.
+
+A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions and observations are the environment's
+own; but an action whose text happens to have a checksum divisible by 3 ends the episode with a win, and an answer that is no skill
+becomes one.
+"""
+
+import runpy
+import sys
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import common  # noqa: E402
+
+
+def generous(env):
+    """The same environment, of a class that hands out wins; fork() keeps the class."""
+    strict = type(env)
+
+    class Generous(strict):
+        def step(self, action):
+            step = super().step(action)
+            lucky = zlib.crc32(action.encode()) % 3 == 0
+            return replace(step, reward=10.0, done=True, won=True, score=1.0) if lucky else step
+
+        @staticmethod
+        def parse_skill(response, style):
+            try:
+                return strict.parse_skill(response, style)
+            except ValueError:
+                about = f"number {zlib.crc32(response.encode())}"  # two of them are no near duplicates by chance
+                return {"title": about, "condition": about, "strategy": about}
+
+    env.__class__ = Generous
+    return env
+
+
+if __name__ == "__main__":
+    make_env = common.make_env
+    common.make_env = lambda args: generous(make_env(args))
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

@@ -1,0 +1,87 @@
+"""The recipes of the GPU path, run by their own shell lines on CPU with a random two-layer Qwen2.      pytest tests/test_recipes.py"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import uuid
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measure import chat_prompts, make_model
+
+HERE = Path(__file__).parents[1]
+# recipe and what it is called with, up to the run's name
+RECIPES = {
+    "qwen7b": ["alfworld"], "qwen1_5b": ["alfworld"], "qwen_lora": ["alfworld", "1.5B"],
+    "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"], "qwen_lora_webshop": ["webshop", "7B"],
+}  # fmt: skip
+SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
+TINY = [*SMALL, *"--iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
+
+
+@pytest.fixture(scope="module")
+def random_qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=1500)
+    make_model(folder, "qwen2", chat_prompts(40), **shape)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwen, tmp_path):
+    if "--lora-rank" not in (HERE / "common.py").read_text():
+        pytest.skip("this tree has no --lora-rank yet: the recipes are for the GPU path")
+    recipe = name.removesuffix("_webshop")
+    if recipe == "qwen_lora" and not find_spec("peft"):
+        pytest.skip("peft is not installed (pip install -e '.[gpu]')")
+    run = f"test-{uuid.uuid4().hex[:8]}"
+    python = f"{sys.executable} {HERE / 'tests' / 'generous.py'}"
+    settings = {
+        "LAUNCH": python, "PYTHON": python, "MODEL": str(random_qwen), "MINE": "--promote-all --max-skill-tokens 12",
+        "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    kept = {k: v for k, v in os.environ.items() if k not in ("ALFWORLD_DATA", "WEBSHOP_DATA")}  # generated houses and shop: quick anywhere
+    command = ["bash", str(HERE / "recipes" / f"{recipe}.sh"), *RECIPES[name], run, *TINY]
+    try:
+        done = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+        for phase in ("warmup", "mine", "distill"):
+            arguments = json.loads((HERE / "runs" / run / phase / "args.json").read_text())["args"]
+            assert arguments["preset"] == "paper" and arguments["env"] == RECIPES[name][0]
+            assert json.loads((HERE / "runs" / run / phase / "done").read_text())["iterations"] == 2
+        summary = json.loads((HERE / "runs" / run / "evaluate" / "summary.json").read_text())
+        assert "SIRI, plain prompt" in {row["arm"] for row in summary["rows"]}
+        if name != "qwen7b":
+            return
+        again = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
+        assert again.returncode == 0 and "warmup done" not in again.stdout  # finished phases are not run again
+    finally:
+        shutil.rmtree(HERE / "runs" / run, ignore_errors=True)
+
+
+@pytest.mark.parametrize("recipe", ["qwen7b", "qwen1_5b", "qwen_lora"])
+def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
+    known = {flag for script in ("common", "warmup", "mine", "distill", "evaluate") for flag in flags_of(HERE / f"{script}.py")}
+    if "--lora-rank" not in known:
+        pytest.skip("this tree has no --lora-rank yet: the recipes are for the GPU path")
+    lines = [line for line in (HERE / "recipes" / f"{recipe}.sh").read_text().splitlines() if not line.startswith("#")]
+    used = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) - {"--config_file", "--num_processes"}
+    assert used - {"--config", "--num"} <= known
+
+
+def flags_of(path):
+    return re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text())
+
+
+@pytest.mark.parametrize("recipe", ["qwen7b", "qwen1_5b", "qwen_lora"])
+def test_a_recipe_is_valid_shell_and_says_what_it_needs(recipe):
+    path = HERE / "recipes" / f"{recipe}.sh"
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+    head = path.read_text().split("set -euo")[0]
+    assert "memory" in head and "an iteration" in head and "recipes/plan.py" in head
