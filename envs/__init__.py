@@ -36,11 +36,21 @@ and, because only the environment speaks its language, the words of the agent's 
 
 import json
 import re
+import sys
 from dataclasses import dataclass, field
 
 
 class UserError(Exception):
     """Something the user can mend.  The scripts print it as one line and exit with code 2."""
+
+
+def run_tool(main):
+    """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch (common.run_script does more)."""
+    try:
+        main()
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
-from envs import UserError
+from envs import run_tool
 
 
 def play_all(players, steps, rng):
@@ -167,8 +167,4 @@ def main():
 ENVS = {"alfworld": alfworld, "webshop": webshop}
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -21,13 +21,12 @@ import argparse
 import json
 import random
 import re
-import sys
 import zlib
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from envs import UserError
+from envs import UserError, run_tool
 from envs import houses_tables as tables
 from envs.alfworld_engine import Game, names_of
 
@@ -366,8 +365,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)

@@ -28,7 +28,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from envs import UserError  # noqa: E402
+from envs import UserError, run_tool  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from envs.webshop import WebShop  # noqa: E402
 
@@ -264,8 +264,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run_tool(main)
