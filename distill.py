@@ -10,6 +10,7 @@ skill, no bank and no longer prompt is needed.
 
     laptop      python distill.py
     one GPU     python distill.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16 --engine vllm
+    many        accelerate launch --config_file recipes/fsdp.yaml distill.py --preset paper --dtype bfloat16 --engine vllm
 """
 
 import time

@@ -11,6 +11,7 @@ same start: the difference of their success is the skill's effect on this game. 
 
     laptop      python mine.py
     one GPU     python mine.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16 --engine vllm
+    many        accelerate launch --config_file recipes/fsdp.yaml mine.py --preset paper --dtype bfloat16 --engine vllm
     pure mining python mine.py --lr 0    (the policy stays as it is; ambiguity A2)
 """
 
