@@ -1015,9 +1015,11 @@ def positive_int(text):
 def parse_args(parser, first=False, **phase_defaults):
     """Command line over preset over defaults.  first: this script begins a run, others play the environment that the run began with;
     phase_defaults: preset name -> this phase's own."""
-    preset = parser.parse_known_args()[0].preset
+    typed = parser.parse_known_args()[0]
     known = {action.dest for action in parser._actions}
-    chosen = PRESETS[preset] | phase_defaults.get(preset, {})
+    chosen = PRESETS[typed.preset] | phase_defaults.get(typed.preset, {})
+    if getattr(typed, "iterations", None):
+        chosen.pop("minutes", None)  # who asks for so many iterations gets them, whatever the preset's clock says
     parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
     args = parser.parse_args()
     begun = Path("runs") / args.run / "warmup" / "args.json"

@@ -175,6 +175,15 @@ def test_snapshots_are_kept_and_the_learning_rate_falls(monkeypatch, toy):
     assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.003 * (1 - 5 / 6 * 0.9))  # sixth of six iterations
 
 
+def test_a_number_of_iterations_that_is_asked_for_takes_the_place_of_the_presets_clock(monkeypatch):
+    def arguments(*typed):
+        monkeypatch.setattr(sys, "argv", ["distill.py", *typed])
+        return common.parse_args(common.make_parser("test"), laptop=dict(minutes=8))
+
+    assert (arguments().minutes, arguments("--iterations", "6").minutes) == (8, None)
+    assert arguments("--iterations", "6", "--minutes", "1").minutes == 1
+
+
 def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monkeypatch, finished, toy, capsys):
     shutil.copytree(finished, "runs")
     arguments = ["--games", "8", "--repetitions", "2", "--threads", "1"]
