@@ -75,7 +75,7 @@ def main():
         rules = {}
         for z in (0.0, 1.0):
             args.tau_act, args.promote_z = about["tau_act"], z
-            rules[f"z={z:g}"] = len(s["deltas"]) >= about["n_eval"] and promotable(s, args)
+            rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, args))
         rows.append({key: s[key] for key in ("skill_id", "status", "condition", "strategy", "utility", "n_eval")})
         rows[-1] |= {"mean_delta": float(np.mean(s["deltas"])), "fresh": float(d.mean()) if len(d) else None, "half": half, "pairs": len(d)}
         rows[-1] |= rules
