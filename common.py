@@ -1196,7 +1196,8 @@ class Run:
     def save(self, policy, optimizer):
         folder = self.folder / "checkpoints" / f"{self.iteration:06d}"
         part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
+        if parallel.rank() == 0:  # a later process would delete what this one has begun to write
+            shutil.rmtree(part, ignore_errors=True)
         policy.save(part)
         saved = {"optimizer": large.whole_state(optimizer), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
         if policy.lora:  # the folder has the merged weights, which other phases read; to go on exactly takes the adapters

@@ -12,12 +12,12 @@ name=${regime:+-$regime}
 for seed in $seeds; do
   siri=siri$name-$seed control=gigpo$name-$seed
   for phase in warmup mine distill; do
-    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots 0.5 "$@"
+    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" "$@"
   done
   minutes=$(python -c "
 import json
 print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mine', 'distill')) / 60, 2))")
   [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
-    --stop-at 0 --minutes "$minutes" --snapshots 0.5 "$@"
+    --stop-at 0 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
 done
 python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --out "results/compare$name"
