@@ -15,7 +15,6 @@ it trains: the laptop's million parameters and a 7B model differ by arguments on
 """
 
 import argparse
-import importlib
 import json
 import math
 import os
@@ -118,7 +117,7 @@ def make_env(args):
         return WebShop(max_steps=args.max_steps or 15)
     module, _, name = args.env.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)()
+        return getattr(import_module(module), name)()
     except (ImportError, AttributeError) as error:
         raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({error})") from None
 

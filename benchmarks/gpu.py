@@ -29,17 +29,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common  # noqa: E402
+import large  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from recipes import plan  # noqa: E402
 
 TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
-
-
-def matmul_rate(device, size):
-    """TFLOP/s of a bf16 product of two square matrices."""
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size**3 / measure.seconds(lambda: a @ b, repeat=10, device=device) / 1e12
 
 
 def useful_flops(s, rows, lora_rank):
@@ -81,12 +76,11 @@ def measure_all(args, folder):
     chosen = arguments(args)
     result = {"size": args.size, "lora_rank": args.lora_rank, "dtype": args.dtype, "micro_batch_tokens": args.micro_batch_tokens}
     result |= {"device": torch.cuda.get_device_name() if args.device == "cuda" else "cpu", "torch": torch.__version__}
-    result["matmul_tflops"] = matmul_rate(args.device, 8192 if args.device == "cuda" else 256)
+    result["matmul_tflops"] = measure.matmul_rate(args.device, 8192 if args.device == "cuda" else 256) / 1e12
 
     policy = common.load_policy(folder, chosen, trained=True)
-    s = plan.Sizes(policy.model.config) if not args.lora_rank else plan.Sizes(common.check_model(folder))
-    trained = [p for p in policy.model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=chosen.lr)
+    s = plan.Sizes(policy.model.config)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=chosen.lr)
 
     # rollout before the update: the same prompts in which a run spends its time, responses of random weights are as long as allowed
     env = AlfWorld(max_steps=args.steps)

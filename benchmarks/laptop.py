@@ -19,16 +19,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
+from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
-
-
-def matrix_rate(seconds=2.0, n=1024):
-    """Measured float32 operations per second of n x n matrix products on one thread."""
-    a, count, began = torch.randn(n, n), 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        a @ a
-        count += 1
-    return 2 * n**3 * count / (time.perf_counter() - began)
 
 
 def timed(clock, name, function):
@@ -77,7 +69,7 @@ def main():
     width = config.num_attention_heads * config.head_dim
     lengths = [len(r["steps"][-1]["prompt_ids"]) + len(r["steps"][-1]["response_ids"]) for r in records]
     attention = sum(12 * config.num_hidden_layers * width * n * n / 2 for n in lengths)  # causal: half of n x n, forward and backward
-    rate = matrix_rate()
+    rate = measure.matmul_rate("cpu", 1024, torch.float32)
     print(
         json.dumps(
             {

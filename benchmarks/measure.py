@@ -90,6 +90,12 @@ def seconds(function, repeat=3, device="cpu"):
     return sorted(taken)[len(taken) // 2]
 
 
+def matmul_rate(device, size, dtype=torch.bfloat16):
+    """Operations per second of products of two square matrices."""
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / seconds(lambda: a @ b, repeat=10, device=device)
+
+
 def synchronize(device):
     if device == "cuda":
         torch.cuda.synchronize()

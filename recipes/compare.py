@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Play, Policy, UserError, base_parser, make_env, parse_args, read_jsonl, rollout, run_script, write_jsonl  # noqa: E402
+from common import Play, UserError, base_parser, load_policy, make_env, parse_args, read_jsonl, rollout, run_script, write_jsonl  # noqa: E402
 from evaluate import split_tasks  # noqa: E402
 
 matplotlib.use("Agg")
@@ -65,7 +65,7 @@ def evaluate_all(args, env, splits, path):
                 for split in splits:
                     if (str(folder), split) in known:
                         continue
-                    policy = policy or Policy(folder, args.device, args.dtype, args.note, args.constrain)
+                    policy = policy or load_policy(folder, args)
                     plays = [Play(task, task, ("compare", task)) for task in split_tasks(env, split)]
                     records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
                     wins = "".join(str(int(r["success"])) for r in records)  # in the order of the split's sorted games

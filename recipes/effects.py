@@ -10,6 +10,7 @@ plain episode per game and repetition, the same policy and temperature as in pha
 choice; this one is not, and it says which promotion rule would have kept the better skills.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,10 +20,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import (  # noqa: E402
     Play,
-    Policy,
     base_parser,
     finished_phase,
-    held_out,
+    load_policy,
     make_env,
     parse_args,
     policy_folder,
@@ -34,6 +34,7 @@ from common import (  # noqa: E402
     skills_file,
     write_jsonl,
 )
+from evaluate import split_tasks  # noqa: E402
 
 
 def fresh_effects(policy, env, skills, tasks, args):
@@ -64,8 +65,8 @@ def main():
     about = json.loads((phase / "args.json").read_text())["args"]
     skills = [s for s in skills_file(phase / "skills.jsonl") if s["n_eval"] >= 2]
     env = make_env(args)
-    tasks = [t for t in env.tasks(env.split_names[0]) if held_out(t)]
-    policy = Policy(policy_folder(phase), args.device, args.dtype, args.note, args.constrain)
+    tasks = split_tasks(env, "held_out")
+    policy = load_policy(policy_folder(phase), args)
     print(f"{env.describe(env.split_names[0])}; {len(tasks)} held-out games, {len(skills)} skills that were tried", flush=True)
     effects = fresh_effects(policy, env, skills, tasks, args)
     rows = []
@@ -74,8 +75,8 @@ def main():
         half = 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
         rules = {}
         for z in (0.0, 1.0):
-            args.tau_act, args.promote_z = about["tau_act"], z
-            rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, args))
+            rule = argparse.Namespace(tau_act=about["tau_act"], promote_z=z)
+            rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, rule))
         rows.append({key: s[key] for key in ("skill_id", "status", "condition", "strategy", "utility", "n_eval")})
         rows[-1] |= {"mean_delta": float(np.mean(s["deltas"])), "fresh": float(d.mean()) if len(d) else None, "half": half, "pairs": len(d)}
         rows[-1] |= rules

@@ -9,17 +9,5 @@
 #   an iteration        at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt tokens and, at the limit of 512 a
 #                       response, 3.3 (1.0) million sampled ones; the update reads 6.1 (2.4) million, 3.1 (1.2) per GPU
 set -euo pipefail
-cd "$(dirname "$0")/.."
-env=${1:-alfworld} run=${2:-qwen1_5b-${1:-alfworld}}
-shift $(($# < 2 ? $# : 2))
-launch=${LAUNCH:-accelerate launch --config_file recipes/fsdp.yaml --num_processes ${GPUS:-2}}
-model=${MODEL:-Qwen/Qwen2.5-1.5B-Instruct}
-rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
-for phase in warmup mine distill; do
-  case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
-  # shellcheck disable=SC2086 (words of $launch and $more are meant to be split)
-  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" --model "$model" --engine vllm \
-    --dtype bfloat16 --gradient-checkpointing --micro-batch-tokens 16384 --mini-batch-rows "$rows" "$@" $more
-done
-# the plain prompt, every validation task three times, temperature 0.4; one process
-${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 --vllm-memory 0.8 --repetitions 3 ${EVALUATE:-}
+export GPUS=${GPUS:-2} MODEL=${MODEL:-Qwen/Qwen2.5-1.5B-Instruct}
+exec bash "$(dirname "$0")/qwen7b.sh" "${1:-alfworld}" "${2:-qwen1_5b-${1:-alfworld}}" "${@:3}"

@@ -2,7 +2,7 @@
 # SIRI with the paper's settings (README, "--preset paper"): Qwen2.5-7B-Instruct, all weights, 8 GPUs of 80 GB.  Resumable.
 #   bash recipes/qwen7b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
 # Further arguments of one phase: MINE="--promote-all", DISTILL="...", EVALUATE="...".  Other machines: GPUS=4 MODEL=... LAUNCH="..."
-# Several machines: recipes/fsdp.yaml.  No GPU run has been measured yet; estimates of
+# Several machines: recipes/fsdp.yaml.  qwen1_5b.sh runs these lines, too.  No GPU run has been measured yet; estimates of
 #   python recipes/plan.py --gpus 8 --gradient-checkpointing --micro-batch-tokens 16384:
 #   memory per GPU      38 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered copies 8, micro-batch 13);
 #                       while sampling vLLM's weights take 15, 40 are left for its cache, of which 16 episodes of full length need 2

@@ -89,8 +89,6 @@ def test_peak_memory_sees_the_memory_of_worker_threads():
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_in_size_tiny():
-    if not hasattr(common, "load_policy"):
-        pytest.skip("this tree has no common.load_policy yet: the benchmark is for the GPU path")
     small = "--rows 4 --response 8 --repeat 1 --episodes 2 --steps 2 --micro-batch-tokens 2048 --dtype float32"
     found = last_line(str(HERE / "benchmarks" / "gpu.py"), "--size", "tiny", "--device", "cpu", *small.split())
     assert found["update"]["tokens_per_second"] > 0 and found["rollout"]["steps_per_second"] > 0

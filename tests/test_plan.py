@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tempfile
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -160,8 +159,6 @@ def measure(
 def reason_to_skip(case):
     if "lora" in case and not find_spec("peft"):
         return "peft is not installed (pip install -e '.[gpu]')"
-    if case == "chunked_logits" and "--logit-chunk" not in (Path(plan.__file__).parents[1] / "common.py").read_text():
-        return "this tree has no --logit-chunk yet"
 
 
 @pytest.fixture(scope="module")

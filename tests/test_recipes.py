@@ -35,8 +35,6 @@ def random_qwen(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwen, tmp_path):
-    if "--lora-rank" not in (HERE / "common.py").read_text():
-        pytest.skip("this tree has no --lora-rank yet: the recipes are for the GPU path")
     recipe = name.removesuffix("_webshop")
     if recipe == "qwen_lora" and not find_spec("peft"):
         pytest.skip("peft is not installed (pip install -e '.[gpu]')")
@@ -68,8 +66,6 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
 @pytest.mark.parametrize("recipe", ["qwen7b", "qwen1_5b", "qwen_lora"])
 def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
     known = {flag for script in ("common", "warmup", "mine", "distill", "evaluate") for flag in flags_of(HERE / f"{script}.py")}
-    if "--lora-rank" not in known:
-        pytest.skip("this tree has no --lora-rank yet: the recipes are for the GPU path")
     lines = [line for line in (HERE / "recipes" / f"{recipe}.sh").read_text().splitlines() if not line.startswith("#")]
     used = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) - {"--config_file", "--num_processes"}
     assert used - {"--config", "--num"} <= known

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from envs import Step, alfworld_prompts, houses, houses_tables
 from envs.alfworld import AlfWorld
 from envs.alfworld_prompts import read_task
+from tiny import acting
 from tiny.players import CONDITIONS, Player, clauses_of, describe, general_skill, where_skill
 
 MAX_STEPS, MAX_TOKENS = 50, 900
@@ -100,18 +101,6 @@ def play(task_id, skills_of, stream):
         running.step(action)
 
 
-def acting(task, skills, history, style):
-    """The whole episode as one prompt, in pieces (text, whether it is to be learned): every action is."""
-    pieces = []
-    for t, (step, action) in enumerate(history):
-        if t == 0:
-            pieces.append((alfworld_prompts.prompt(task, [], step, skills, style), False))
-        else:
-            pieces.append((alfworld_prompts.continuation(history[:t], step, style), False))
-        pieces.append((action + "\n", True))
-    return pieces
-
-
 def writing(task, history, last, stream):
     """A winning transcript and the skill that it shows, general or where; only the skill is to be learned."""
     seen = [step for step, _ in history] + [last]
@@ -136,7 +125,7 @@ def example(stream):
     if draw < 0.85:
         if stream.random() < 0.7:  # careless episodes are long and teach little at their end
             history = history[:24]
-        return acting(task, skills, history, style)
+        return acting(alfworld_prompts, task, skills, history, style)
     return writing(task, history, last, stream) if last.won else None
 
 

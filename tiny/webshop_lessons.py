@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from envs import shop, webshop_prompts
 from envs.webshop import WebShop
 from envs.webshop_data import Nouns
+from envs.webshop_prompts import write_action
+from tiny import acting
 from tiny.shoppers import KINDS, Shopper, describe, fits, skill
 
 MAX_TOKENS = 900
@@ -167,18 +169,6 @@ def play(env, task_id, skills, stream):
     return history, step
 
 
-def acting(task, skills, history, style):
-    """The whole episode as one prompt, in pieces (text, whether it is to be learned): every response is."""
-    pieces = []
-    for t, (step, action) in enumerate(history):
-        if t == 0:
-            pieces.append((webshop_prompts.prompt(task, [], step, skills, style), False))
-        else:
-            pieces.append((webshop_prompts.continuation(history[:t], step, style), False))
-        pieces.append((webshop_prompts.write_action(action, step.observation) + "\n", True))
-    return pieces
-
-
 def writing(task, history, last, stream, style):
     """A winning transcript and a skill that it shows; only the skill is to be learned."""
     record = {
@@ -200,7 +190,7 @@ def example(stream):
     history, last = play(env, task_id, skills, stream)
     style = "compact" if stream.random() < 0.15 else "compact+note"
     if draw < 0.85:
-        return acting(task, skills, history, style)
+        return acting(webshop_prompts, task, skills, history, style, lambda action, step: write_action(action, step.observation))
     return writing(task, history, last, stream, style) if last.won else None
 
 
