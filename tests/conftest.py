@@ -1,6 +1,7 @@
 """Shared stand-ins: a tiny random policy with the real vocabulary, and arguments as the phases have them."""
 
 import argparse
+import socket
 import sys
 
 import pytest
@@ -22,6 +23,12 @@ def arguments(**changes):
     args = parser.parse_args([])
     common.skill_arguments(parser)
     return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | changes)
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

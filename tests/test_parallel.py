@@ -5,7 +5,6 @@ Processes are forked here and talk over gloo, replicated or sharded by FSDP2; on
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import traceback
@@ -25,7 +24,7 @@ import mine
 import parallel
 import warmup
 from common import Play, UserError, assign_advantages, rollout, rows_of
-from tests.conftest import arguments, make_chat_model
+from tests.conftest import arguments, free_port, make_chat_model
 from tests.toy import Doors
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
@@ -41,12 +40,6 @@ def own_folder(tmp_path, monkeypatch, model_folder):
     monkeypatch.delenv("ALFWORLD_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     Path("model").symlink_to(model_folder)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def launch(n, function, shard=False):

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import chat_prompts, make_model
+from tests.conftest import free_port
 
 HERE = Path(__file__).parents[1]
 # recipe and what it is called with, up to the run's name
 RECIPES = {
     "qwen7b": ["alfworld"], "qwen1_5b": ["alfworld"], "qwen_lora": ["alfworld", "1.5B"],
     "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"], "qwen_lora_webshop": ["webshop", "7B"],
+    "qwen7b_sharded": ["alfworld"],
 }  # fmt: skip
 SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
 TINY = [*SMALL, *"--iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
@@ -35,13 +37,18 @@ def random_qwen(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwen, tmp_path):
-    recipe = name.removesuffix("_webshop")
+    recipe = name.removesuffix("_webshop").removesuffix("_sharded")
     if recipe == "qwen_lora" and not find_spec("peft"):
         pytest.skip("peft is not installed (pip install -e '.[gpu]')")
     run = f"test-{uuid.uuid4().hex[:8]}"
     python = f"{sys.executable} {HERE / 'tests' / 'generous.py'}"
+    launch = python
+    if name.endswith("_sharded"):  # two processes, as the recipe starts them, with its own accelerate file
+        pytest.importorskip("accelerate", reason="needs accelerate: pip install -e '.[gpu]'")
+        launch = f"{sys.executable} -m accelerate.commands.launch --config_file recipes/fsdp.yaml --num_processes 2"
+        launch += f" --main_process_port {free_port()} {HERE / 'tests' / 'generous.py'}"
     settings = {
-        "LAUNCH": python, "PYTHON": python, "MODEL": str(random_qwen), "MINE": "--promote-all --max-skill-tokens 12",
+        "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen), "MINE": "--promote-all --max-skill-tokens 12",
         "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     kept = {k: v for k, v in os.environ.items() if k not in ("ALFWORLD_DATA", "WEBSHOP_DATA")}  # generated houses and shop: quick anywhere
