@@ -1018,7 +1018,9 @@ def parse_args(parser, first=False, **phase_defaults):
     known = {action.dest for action in parser._actions}
     chosen = PRESETS[typed.preset] | phase_defaults.get(typed.preset, {})
     if getattr(typed, "iterations", None):
-        chosen.pop("minutes", None)  # who asks for so many iterations gets them, whatever the preset's clock says
+        chosen.pop("minutes", None)  # who asks for so many iterations gets them, whatever the preset's clock says,
+    elif getattr(typed, "minutes", None):
+        chosen["iterations"] = PRESETS["laptop"]["iterations"]  # and who asks for so many minutes gets those
     parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
     args = parser.parse_args()
     begun = Path("runs") / args.run / "warmup" / "args.json"

@@ -103,7 +103,7 @@ def main():
     group.add_argument("--w-max", type=float, default=2.0, help="(18) largest weight of a token")
     parts = ["gate", "weight", "mask"]
     group.add_argument("--without", nargs="+", default=[], choices=parts, help="ablation: leave out parts of (17), (18)")
-    laptop = dict(minutes=8, n_eval=4, lambda_max=0.5, k_warm=3, lr_end=0.1, retire_after=8)
+    laptop = dict(minutes=10, n_eval=2, lambda_max=0.5, k_warm=0, lr_end=0.1, retire_after=8)
     args = parse_args(parser, laptop=laptop, paper=dict(iterations=50))
     source = finished_phase(args.source or f"runs/{args.run}/mine")
     bank = skills_file(args.skills or source / "skills.jsonl")

@@ -144,7 +144,7 @@ def main():
     group.add_argument("--max-skill-tokens", type=int, default=256, help="length of a written skill")
     group.add_argument("--explore", type=float, default=0.5, help="chance of the least-tried candidate instead of the best active skill")
     group.add_argument("--promote-all", action="store_true", help="ablation: every candidate is active at once")
-    args = parse_args(parser, laptop=dict(minutes=2.5, lr=1e-4, n_eval=4, per_type=8, mine_temperature=0.2), paper=dict(iterations=40))
+    args = parse_args(parser, laptop=dict(iterations=2, n_eval=2, per_type=2, mine_temperature=0.2), paper=dict(iterations=40))
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
     warm = read_jsonl(source / "trajectories.jsonl")
     last = max((r["iteration"] for r in warm), default=0)

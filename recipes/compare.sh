@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer, GiGPO alone trains on for the
-# wall-clock that mining and distilling took.  Resumable.  On two cores about 30 minutes a seed, a third of it evaluating snapshots.
+# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer and falling rate, GiGPO alone
+# trains on for the wall-clock that mining and distilling took.  Resumable.  On two cores about 30 minutes a seed, a third of it evaluating snapshots.
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
 #   bash recipes/compare.sh "0 1 2 3 4"                         the default
 #   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100   few games: runs/siri-few-0, ..., results/compare-few/
@@ -18,6 +18,6 @@ for seed in $seeds; do
 import json
 print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mine', 'distill')) / 60, 2))")
   [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
-    --stop-at 0 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
+    --stop-at 0 --lr-end 0.1 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
 done
 python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --out "results/compare$name"
