@@ -157,7 +157,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     points = evaluate_all(args, env, splits, out / "points.jsonl")
     text = table(points, args, splits) + table(points, args, splits, "episodes")
-    (out / "table.md").write_text(f"{env.describe(splits[0] if splits[0] in env.split_names else env.split_names[0])}; seeds {args.seeds}, temperature {args.temperature}\n{text}")
+    what = env.describe(splits[0] if splits[0] in env.split_names else env.split_names[0])  # held_out is a part of the first
+    (out / "table.md").write_text(f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}")
     draw(points, args, splits, out / "curves.png")
     print(text + json.dumps({"written": str(out)}))
 
