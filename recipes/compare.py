@@ -4,6 +4,7 @@
     out     OUT/points.jsonl (a line per evaluated policy and split: a few hundred bytes), table.md, curves.png
 
     python recipes/compare.py --arms gigpo siri --seeds 0 1 2 --out results/compare
+    python recipes/compare.py --final --arms abl-siri abl-useless --seeds 0 1 2     # final policies only, no curves
 
 Every policy plays every game of the validation splits once, under the plain prompt, with the same random stream for all of them.
 Interrupted?  The same command goes on: points that are in the file are not played again.  Clocks count training only, from the
@@ -60,7 +61,7 @@ def evaluate_all(args, env, splits, path):
             run = Path("runs") / f"{arm}-{seed}"
             if not run.is_dir():
                 raise UserError(f"no run {run}: train it first (recipes/compare.sh does)")
-            for folder, clocks in snapshots(run):
+            for folder, clocks in list(snapshots(run))[-1 if args.final else 0 :]:
                 policy = None
                 for split in splits:
                     if (str(folder), split) in known:
@@ -121,6 +122,19 @@ def table(points, args, splits, clock="minutes"):
     return "\n".join(lines) + "\n"
 
 
+def final_table(points, args, splits):
+    """Markdown: success of every arm's last policy, and its paired difference from the first arm, over seeds."""
+    lines = ["| arm | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
+    for arm in args.arms:
+        cells = []
+        for split in splits:
+            ours, theirs = ([curve(points, a, seed, split, "minutes")[1][-1] for seed in args.seeds] for a in (arm, args.arms[0]))
+            cell = "{:.3f} [{:.3f}, {:.3f}]".format(*band(ours))
+            cells.append(cell + (" ({:+.3f} [{:+.3f}, {:+.3f}])".format(*band(np.subtract(ours, theirs))) if arm != args.arms[0] else ""))
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def draw(points, args, splits, path):
     clocks = [clock for clock in CLOCKS if clock != "episodes"]
     figure, axes = plt.subplots(len(splits), len(clocks), figsize=(13, 3.6 * len(splits)), sharey=True, squeeze=False)
@@ -149,6 +163,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--split", nargs="+", help="splits (default: both validation splits; held_out while tuning)")
     parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
+    parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
     parser.add_argument("--out", default="results/compare", help="output folder")
     args = parse_args(parser)
     env = make_env(args)
@@ -156,10 +171,11 @@ def main():
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     points = evaluate_all(args, env, splits, out / "points.jsonl")
-    text = table(points, args, splits) + table(points, args, splits, "episodes")
+    text = final_table(points, args, splits) if args.final else table(points, args, splits) + table(points, args, splits, "episodes")
     what = env.describe(splits[0] if splits[0] in env.split_names else env.split_names[0])  # held_out is a part of the first
     (out / "table.md").write_text(f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}")
-    draw(points, args, splits, out / "curves.png")
+    if not args.final:
+        draw(points, args, splits, out / "curves.png")
     print(text + json.dumps({"written": str(out)}))
 
 
