@@ -310,4 +310,14 @@ def test_the_shipped_weights_read_and_write_and_are_small():
     policy = Policy(Path(build.HERE) / "webshop")
     assert policy.style == "compact+note" and policy.decode(policy.encode(" usb 日 #3\n")) == " usb 日 #3\n"
     assert sum(file.stat().st_size for file in (build.HERE / "webshop").iterdir()) < 5_000_000
-    assert len(policy.tokenizer) == webshop_lessons.VOCABULARY and common.check_model(str(build.HERE / "webshop"))
+    assert len(policy.tokenizer) == webshop_lessons.VOCABULARY
+    common.check_model(str(build.HERE / "webshop"))
+
+
+def test_the_shipped_weights_shop_far_better_with_a_skill_in_the_prompt():
+    env, tasks, arms = webshop_lessons.checks(24)
+    policy, won = Policy(Path(build.HERE) / "webshop"), {}
+    for arm in ("plain", "skills"):
+        plays = [Play(t, t, ("test", t), [{"skill_id": "oracle"} | s for s in arms[arm](t)]) for t in tasks]
+        won[arm] = sum(r["success"] for r in rollout(policy, env, plays))
+    assert won["skills"] >= won["plain"] + 12, won
