@@ -87,6 +87,14 @@ def test_what_an_episode_does_depends_neither_on_the_batch_nor_on_the_order(poli
 
 
 @needs_vllm
+def test_prompts_that_are_longer_together_than_what_the_engine_reads_at_once_are_sampled(policy):
+    asked = [(np.random.default_rng(i).integers(20, 200, 3000).tolist(), ("long", i)) for i in range(4)]
+    together = policy.engine.write(policy, asked, 1.0, 4)
+    policy.engine.llm.reset_prefix_cache()
+    assert together == [policy.engine.write(policy, [one], 1.0, 4)[0] for one in asked] and all(together)
+
+
+@needs_vllm
 def test_at_most_so_many_episodes_are_in_flight_and_a_waiting_one_enters_when_one_is_over(policy, env, monkeypatch):
     flying, most, order = set(), [], []
     engine = policy.engine.llm.llm_engine
