@@ -10,7 +10,7 @@ visits of the same state, and takes one pass of clipped policy gradient.
     laptop      python warmup.py
     one GPU     python warmup.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16 --engine vllm
     many        accelerate launch --config_file recipes/fsdp.yaml warmup.py --preset paper --dtype bfloat16 --engine vllm
-    GiGPO only  python warmup.py --run NAME-gigpo --model runs/NAME/warmup/policy --stop-at 0 --minutes 10.7    (the control for SIRI)
+    GiGPO only  python warmup.py --run NAME-gigpo --model runs/NAME/warmup/policy --stop-at 0 --lr-end 0.1 --minutes 10.5    (the control)
 
 Interrupted?  The same command goes on after the last finished iteration.
 """
