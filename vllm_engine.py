@@ -57,7 +57,7 @@ class Engine:
             enable_sleep_mode=self.can_sleep,
             enforce_eager=args.device == "cpu",
             enable_prefix_caching=True,
-            enable_chunked_prefill=self.can_sleep,  # on a CPU vLLM cannot take a seeded draw back, as it does after a part of a prompt
+            enable_chunked_prefill=args.device != "cpu",  # there vLLM cannot take a seeded draw back, as it does after a part of a prompt
             logprobs_mode="processed_logprobs",  # after temperature, as the trainer computes them
             generation_config="vllm",  # not the model's own top-k, top-p and penalties: the policy is the whole distribution
             distributed_executor_backend="external_launcher" if parallel.world() > 1 else None,  # an engine for each process

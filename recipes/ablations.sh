@@ -10,7 +10,6 @@ shift $(($# < 2 ? $# : 2))
 mkdir -p runs
 python -m tiny.players >runs/oracle.jsonl
 python -m tiny.players --useless >runs/useless.jsonl
-arms=
 distil() { # name, source run, its arguments
   arms="$arms abl-$1"
   [ -f "runs/abl-$1-$seed/distill/done" ] || python distill.py --run "abl-$1-$seed" --from "runs/$2-$seed/mine" --seed "$seed" \
@@ -18,14 +17,14 @@ distil() { # name, source run, its arguments
 }
 for seed in $seeds; do
   arms=
-  others=$(python -c "print([s for s in '$seeds'.split() if s != '$seed'][0])")
+  other=$(printf '%s\n' $seeds | grep -vx "$seed" | head -1 || true)
   distil siri "$source" "$@"
   distil no-gate "$source" --without gate "$@"
   distil no-weight "$source" --without weight "$@"
   distil all-tokens "$source" --without mask "$@"
   distil oracle "$source" --skills runs/oracle.jsonl "$@"
   distil useless "$source" --skills runs/useless.jsonl "$@"
-  distil other-seed "$source" --skills "runs/$source-$others/mine/skills.jsonl" "$@"
+  [ -z "$other" ] || distil other-seed "$source" --skills "runs/$source-$other/mine/skills.jsonl" "$@" # one seed alone has no other
   distil lambda-0 "$source" --lambda-max 0 "$@"
   distil lambda-0.1 "$source" --lambda-max 0.1 "$@"
   distil lambda-2 "$source" --lambda-max 2 "$@"

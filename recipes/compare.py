@@ -92,6 +92,12 @@ def band(values):
     return mean, mean - half, mean + half
 
 
+def cell(ours, theirs=None):
+    """Mean and interval over seeds, and in brackets those of the difference paired by seed."""
+    text = "{:.3f} [{:.3f}, {:.3f}]".format(*band(ours))
+    return text if theirs is None else text + " ({:+.3f} [{:+.3f}, {:+.3f}])".format(*band(np.subtract(ours, theirs)))
+
+
 def first_time(x, y, level):
     """The clock at which a curve first reaches a level, by straight lines between its points; inf where it never does."""
     for (x0, y0), (x1, y1) in zip(zip(x, y), zip(x[1:], y[1:])):
@@ -113,10 +119,7 @@ def table(points, args, splits, clock="minutes"):
             cells = []
             for at in budgets.values():
                 ours, theirs = ([np.interp(at, *curve(points, a, s, split, clock)) for s in args.seeds] for a in (arm, control))
-                cell = "{:.3f} [{:.3f}, {:.3f}]".format(*band(ours))
-                if arm != control:
-                    cell += " ({:+.3f} [{:+.3f}, {:+.3f}])".format(*band(np.subtract(ours, theirs)))
-                cells.append(cell)
+                cells.append(cell(ours, theirs if arm != control else None))
             times = [first_time(*curve(points, arm, seed, split, clock), 0.7) for seed in args.seeds]
             lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.median(times):.4g} |")
     return "\n".join(lines) + "\n"
@@ -129,8 +132,7 @@ def final_table(points, args, splits):
         cells = []
         for split in splits:
             ours, theirs = ([curve(points, a, seed, split, "minutes")[1][-1] for seed in args.seeds] for a in (arm, args.arms[0]))
-            cell = "{:.3f} [{:.3f}, {:.3f}]".format(*band(ours))
-            cells.append(cell + (" ({:+.3f} [{:+.3f}, {:+.3f}])".format(*band(np.subtract(ours, theirs))) if arm != args.arms[0] else ""))
+            cells.append(cell(ours, theirs if arm != args.arms[0] else None))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
