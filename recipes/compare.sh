@@ -4,6 +4,8 @@
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
 #   bash recipes/compare.sh "0 1 2 3 4"                         the default
 #   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100   few games: runs/siri-few-0, ..., results/compare-few/
+#   MINUTES=52 SNAPSHOTS=4 bash recipes/compare.sh "0 1 2" hour  an hour instead of the default's 10 minutes of distillation
+#   bash recipes/compare.sh "0 1 2" shop --env webshop          WebShop
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds=${1:-0 1 2 3 4} regime=${2:-}
@@ -12,7 +14,9 @@ name=${regime:+-$regime}
 for seed in $seeds; do
   siri=siri$name-$seed control=gigpo$name-$seed
   for phase in warmup mine distill; do
-    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" "$@"
+    long=
+    [ $phase != distill ] || long=${MINUTES:+--minutes=$MINUTES}
+    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" ${long:+"$long"} "$@"
   done
   minutes=$(python -c "
 import json
@@ -20,4 +24,5 @@ print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mi
   [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
     --stop-at 0 --lr-end 0.1 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
 done
-python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --out "results/compare$name"
+world=$(python -c "import json; print(json.load(open('runs/$siri/warmup/args.json'))['args']['env'])")
+python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --env "$world" --out "results/compare$name"

@@ -1,13 +1,15 @@
 """Are the mined skills real?  Their paired effect on fresh games, beside the estimate that promoted them.
 
     in      runs/NAME/mine/: policy/, skills.jsonl
-    out     a table; OUT/effects.jsonl (a line per skill: estimate of the phase, fresh effect with its interval, pairs)
+    out     a table; OUT/effects.jsonl (a line per skill: estimate of the phase, fresh effect with its interval, pairs), and
+            OUT/effects_by_type.jsonl (a line per task type: plain, with the best active skill, paired difference)
 
     python recipes/effects.py --run default
 
 Every skill that was tried is shown on held-out training games that it fits (of its task type, or that name its object): one skill and one
 plain episode per game and repetition, the same policy and temperature as in phase 1.  The phase's own estimate is biased upwards by the
-choice; this one is not, and it says which promotion rule would have kept the better skills.
+choice; this one is not, and it says which promotion rule would have kept the better skills.  By task type, every game is played with the
+skill that retrieval gives it from the active bank; --type-repetitions 40 makes the intervals about +-3 points (20 minutes of one core).
 """
 
 import argparse
@@ -55,10 +57,33 @@ def fresh_effects(policy, env, skills, tasks, args):
     }
 
 
+def effects_by_type(policy, env, bank, tasks, args):
+    """A row per task type, and one for all: success without a skill and with the active one that fits best, and the paired difference."""
+    world, plays = env.fork(), []
+    for task in tasks:
+        world.reset(task)
+        skills = retrieve(bank, world.task, env.task_type(task), 1)
+        for r in range(args.type_repetitions if skills else 0):
+            plays += [Play(task, task, ("types", arm, task, r), shown) for arm, shown in (("plain", []), ("skill", skills))]
+    records = rollout(policy, env, plays, 1.0, args.rollout_batch, args.max_response, args.threads)
+    pairs = {}  # type -> one (plain, skill) pair of success per game and repetition
+    for plain, skill in zip(records[::2], records[1::2]):
+        for kind in (plain["task_type"], "all"):
+            pairs.setdefault(kind, []).append((plain["success"], skill["success"]))
+    rows = []
+    for kind, both in sorted(pairs.items()):
+        plain, skill = np.array(both, dtype=float).T
+        d = skill - plain
+        rows.append({"task_type": kind, "plain": plain.mean(), "skill": skill.mean(), "effect": d.mean()})
+        rows[-1] |= {"half": 1.96 * d.std(ddof=1) / len(d) ** 0.5, "pairs": len(d)}
+    return rows
+
+
 def main():
     parser = base_parser(__doc__)
     parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
     parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
+    parser.add_argument("--type-repetitions", type=positive_int, default=4, help="pairs per game of the table by task type")
     parser.add_argument("--out", help="output folder (default: the phase's)")
     args = parse_args(parser)
     phase = finished_phase(Path("runs") / args.run / "mine")
@@ -91,7 +116,13 @@ def main():
             estimate, fresh = (np.average([r[key] for r in kept], weights=weights) for key in ("mean_delta", "fresh"))
             good = sum(r["fresh"] > about["tau_act"] for r in kept)
             print(f"rule {rule}: keeps {len(kept)}; mean effect {estimate:+.3f} by the phase, {fresh:+.3f} fresh; {good} above tau_act")
-    write_jsonl(Path(args.out or phase) / "effects.jsonl", rows)
+    out = Path(args.out or phase)
+    out.mkdir(parents=True, exist_ok=True)
+    write_jsonl(out / "effects.jsonl", rows)
+    types = effects_by_type(policy, env, [s for s in skills if s["status"] == "active"], tasks, args)
+    for row in types:
+        print("{task_type:34s} plain {plain:.3f} with a skill {skill:.3f}  effect {effect:+.3f} +- {half:.3f} of {pairs}".format(**row))
+    write_jsonl(out / "effects_by_type.jsonl", types)
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def test_what_a_skill_says_decides_how_well_the_scripted_shopper_shops():
     tasks = env.tasks("train")[::12]
     plain, full = wins(env, tasks, []), wins(env, tasks, [skill("any")])
     assert 0.05 < plain < 0.25 and full > 0.85
-    for clause in ("query", "cover", "options", "back"):
+    for clause in ("query", "cover", "options"):  # a full query finds the product, so going back counts only where titles mislead
         assert wins(env, tasks, [skill("any", [c for c in CLAUSES if c != clause])]) < full - 0.05, clause
     assert abs(wins(env, tasks, [skill("free")]) - plain) < 0.08  # every goal here has options: that skill is about something else
     assert plain + 0.1 < wins(env, tasks, [skill("options")]) < full
@@ -289,7 +289,7 @@ def test_the_teachers_shops_share_no_product_with_the_phases_shop(env):
     for seed in (webshop_lessons.KNOWN[0], webshop_lessons.OPEN[0], webshop_lessons.CHECK):
         world = webshop_lessons.world(seed)
         assert not own & {world.catalogue.product(i).title for i in range(len(world.catalogue))}
-    assert len({shop.SEED, webshop_lessons.CHECK, *webshop_lessons.KNOWN, *webshop_lessons.OPEN}) == 2 + 12 + 24
+    assert len({shop.SEED, webshop_lessons.CHECK, *webshop_lessons.KNOWN, *webshop_lessons.OPEN}) == 2 + 12 + 48
 
 
 def test_examples_are_learned_where_the_shopper_writes(monkeypatch):

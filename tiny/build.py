@@ -10,6 +10,7 @@ and webshop_lessons.py (shoppers.py) hold vocabulary, examples and gates; this f
 same.  The result is an ordinary Hugging Face folder, tiny/ENV: the phases do not know what it is.
 
     python tiny/build.py [--env webshop]      trains (resumable, hours on two cores; the weights ship with the repository), then checks
+    python tiny/build.py --start MODEL        the same from a folder's weights and vocabulary instead of random ones
     python tiny/build.py --check              only plays the gates, on generated worlds never trained on: exit code 1 if one fails
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tiny import alfworld_lessons, webshop_lessons  # noqa: E402
@@ -125,9 +126,12 @@ def train(rank, args):
     parent = os.getppid()
     torch.distributed.init_process_group("gloo", init_method=f"file://{args.state}.rendezvous", rank=rank, world_size=args.processes)
     lessons = LESSONS[args.env]
-    tokenizer = lessons.make_tokenizer()
-    model = make_model(tokenizer, args)
-    composed = Composed(lessons.parts_of(tokenizer), args.width, args.seed)
+    tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else lessons.make_tokenizer()
+    model = Qwen3ForCausalLM.from_pretrained(args.start) if args.start else make_model(tokenizer, args)
+    parts = [[token] for token in range(len(tokenizer))] if args.start else lessons.parts_of(tokenizer)  # sums cannot be taken apart
+    composed = Composed(parts, model.config.hidden_size, args.seed)
+    if args.start:
+        composed.vectors.data.copy_(model.model.embed_tokens.weight)
     body = [p for name, p in model.model.named_parameters() if name != "embed_tokens.weight"]
     matrices = [p for p in body if p.dim() == 2]  # Muon learns to copy in half the steps that AdamW needs (LAB.md)
     others = [p for p in body if p.dim() != 2] + [composed.vectors]
@@ -135,7 +139,7 @@ def train(rank, args):
         Muon(matrices, lr=args.muon_lr),
         torch.optim.AdamW(others, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
-    size = sum(p.numel() for p in body) + len(tokenizer) * args.width
+    size = sum(p.numel() for p in body) + len(tokenizer) * model.config.hidden_size
     say = print if rank == 0 else lambda *args, **kwargs: None
     say(f"{size:,} parameters, {len(tokenizer)} tokens, {composed.vectors.shape[0]} embedding parts", flush=True)
     state, first = Path(args.state), 0
@@ -253,6 +257,7 @@ def main():
     parser.add_argument("--env", choices=LESSONS, default="alfworld", help="environment")
     parser.add_argument("--out", help="model folder (default: tiny/ENV)")
     parser.add_argument("--state", help="training state, for resuming (default: runs/tiny/ENV.pt)")
+    parser.add_argument("--start", metavar="MODEL", help="model folder to go on from: its weights and vocabulary, a fresh optimizer")
     parser.add_argument("--check", action="store_true", help="only play the gates")
     parser.add_argument("--games", type=int, default=300, help="episodes per gate")
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")

@@ -3,7 +3,7 @@
 A shopper sees what an agent sees (pages, its own history) and nothing else.  It is careless at everything that no skill in its prompt
 asks of it, and careful at what a fitting skill says, clause by clause, so that what a skill *says* matters:
 
-    "you buy something : search for the kind of thing and all that it must be , open the best title , stay below the price , ..."
+    "you buy something : search for all that is asked , open the best title , stay below the price , ..."
     "you buy something that has options : ..."     only fits an instruction that names options
     "you buy something under a limit : ..."        only fits an instruction with a price cap
     "you buy something without options : ..."      only fits an instruction that names none
@@ -12,12 +12,13 @@ asks of it, and careful at what a fitting skill says, clause by clause, so that 
 """
 
 import math
+import re
 
 from envs import Step
 from envs.webshop_prompts import best_places, moves, read_page, read_task, shown_values, still_to_do, words_of
 
 CLAUSES = {
-    "query": "search for the kind of thing and all that it must be",
+    "query": "search for all that is asked",
     "cover": "open the best title",
     "price": "stay below the price",
     "options": "choose every option asked",
@@ -50,11 +51,17 @@ def skill(kind, clauses=None):
     return {"condition": condition, "strategy": " , ".join(CLAUSES[c] for c in (every if clauses is None else clauses))}
 
 
+def everything_asked(task):
+    """The words of the most telling query, in the instruction's order: all of it but the price.  Search engines ignore the small words."""
+    return words_of(re.split(r",? (?:and )?price lower than ", task)[0].removeprefix("Find me "))
+
+
 class Shopper:
     """Plays one episode: act(history, step) -> action, with history a list of (Step, action)."""
 
     def __init__(self, task, skills, rng):
         self.keys, _, self.cap = read_task(task)
+        self.everything = everything_asked(task)
         self.rng = rng
         conditions = {condition for kind, (condition, _) in KINDS.items() if fits(kind, task)}
         said = {part for s in skills if s["condition"] in conditions for part in s["strategy"].split(" , ")}
@@ -74,9 +81,9 @@ class Shopper:
         return self.item(history, step) if kind == "item" else "click[< prev]"
 
     def search(self):
-        """All key words; careless: one or two of them."""
+        """All that is asked, options too, since the search engine reads those of a product; careless: one or two key words."""
         if self.careful("query"):
-            return f"search[{' '.join(self.keys)}]"
+            return f"search[{' '.join(self.everything)}]"
         some = sorted(self.rng.sample(range(len(self.keys)), min(len(self.keys), self.rng.choice([1, 2]))))
         return f"search[{' '.join(self.keys[i] for i in some)}]"
 
@@ -111,6 +118,7 @@ def describe(task, steps, kind):
     if not fits(kind, task):
         return None
     keys, asked, cap = read_task(task)
+    needed = {*keys, *(word for _, value in asked for word in words_of(value))}
     history, queries, opened, went_back = [], [], [], False
     for observation, action in steps:
         page, _, rest = read_page(observation)
@@ -123,7 +131,7 @@ def describe(task, steps, kind):
         went_back |= page == "item" and action == "click[< prev]"
         history.append((Step(observation), action))
     shown = {
-        "query": all(set(keys) <= query for query in queries),
+        "query": all(needed <= query for query in queries),
         "cover": all(best for best, _ in opened),
         "price": cap < math.inf and all(cheap for _, cheap in opened),
         "options": bool(asked),  # the purchase was right, so they were chosen

@@ -24,7 +24,7 @@ MAX_TOKENS = 900
 VOCABULARY = 2048
 PAD, EOS = "[pad]", "\n"
 # Seeds of the shops that are trained in, and of those that the gates are played in.  The phases play envs/shop.py's own seed.
-KNOWN, OPEN, CHECK = range(1000, 1012), range(2000, 2024), 3000
+KNOWN, OPEN, CHECK = range(1000, 1012), range(2000, 2048), 3000
 
 # Words that things, attributes and options are put together from; all a shop could sell, none of it any shop's list.
 THINGS = """
@@ -74,9 +74,15 @@ def made_up(rng):
     return "".join(syllables) + rng.choice(["", "", "n", "x"])
 
 
+def varied(words, rng):
+    """One shop's own forms of some words: most as they are, others in another form or made up, since a copy must not need to know its word."""
+    return [rng.choice([word, word, word, word + rng.choice(["s", "ed", "y", "er", "ing"]), made_up(rng)]) for word in words]
+
+
 def an_option(group, rng):
     if group == "color":
-        return " ".join(rng.sample(COLOURS, rng.choice([1, 1, 2]))) + rng.choice(["", "", "", f" {rng.randrange(1, 100)}"])
+        number = rng.choice(["", "", "", f" {rng.randrange(1, 100)}", f"-{rng.randrange(1, 3000)}", f"{rng.randrange(1, 3000)}"])
+        return rng.choice(["", "", "", f"{made_up(rng)}-", f"{rng.randrange(1, 3000)}"]) + " ".join(rng.sample(COLOURS, rng.choice([1, 1, 2]))) + number
     if group in ("flavor name", "scent", "pattern name", "team name", "material"):
         return " ".join(rng.sample(THINGS + QUALITIES + COLOURS, rng.choice([1, 2, 2, 3])))
     if rng.random() < 0.4:
@@ -87,31 +93,58 @@ def an_option(group, rng):
 
 def open_kinds(rng):
     """A table like envs/shop.py's KINDS, of twelve kinds of things that do not exist."""
-    kinds = {}
-    words = rng.sample(THINGS, 8)  # few words, so that kinds share them and the kind alone finds too much
+    kinds, things, qualities = {}, varied(THINGS, rng), varied(QUALITIES, rng)
+    words = rng.sample(things, 8)  # few words, so that kinds share them and the kind alone finds too much
     for _ in range(12):
-        name = " ".join(rng.sample([*words, *rng.sample(QUALITIES, 2)], rng.choice([1, 2, 2, 3])))
-        attributes = [" ".join(rng.sample(QUALITIES + THINGS[:60], rng.choice([1, 2, 2, 2, 3]))) for _ in range(8)]
+        name = rng.sample([*words, *rng.sample(qualities, 2)], rng.choice([1, 2, 2, 3]))
+        name = rng.choice([" ", " ", " ", " & ", ", "]).join([rng.choice(["", "", "", "men's ", "women's "]) + name[0], *name[1:]])
+        attributes = [" ".join(rng.sample(qualities + things[:60], rng.choice([1, 2, 2, 2, 3]))) for _ in range(16)]
         groups = [group.replace("|", " ") for group in rng.sample(GROUPS, rng.choice([0, 1, 1, 2, 2, 3]))]
         groups = {group: list(dict.fromkeys(an_option(group, rng) for _ in range(rng.randrange(3, 9)))) for group in groups}
         kinds[name] = ("garden", f"Home › {name} › Things", rng.choice([8, 12, 20, 35, 60, 110, 200]), attributes, groups)
     return kinds
 
 
+def ask_for_more(files, kinds, rng):
+    """Lengthens what the products of open kinds are asked for, in place, until it is as long as in a real shop: up to ten attributes before
+    and after the kind of thing, most of which no title names.  A careless reader has then seen neither the end of the instruction
+    nor the place of the product."""
+    items, instructions, _ = files
+    for item in items:
+        entry, kind = instructions[item["asin"]], item["query"]
+        more = [attribute for attribute in kinds[kind][3] if attribute not in entry["attributes"]]
+        more = rng.sample(more, rng.choice([0, 0, 1, 2, 4, 6]))
+        entry["attributes"] = entry["attributes"] + more  # not in place: a product and its dearer copy share the list
+        item["small_description"] += [f"{attribute.capitalize()}: yes" for attribute in more]
+        if rng.random() < 0.4:
+            item["full_description"] += f" It has {', '.join(more)}."
+        words = [word for word in item["name"].split() if rng.random() < 0.8]
+        for _ in range(rng.choice([0, 0, 2, 4, 8, 16])):
+            word = rng.choice([rng.choice(QUALITIES), rng.choice(THINGS), made_up(rng), str(rng.randrange(2000))])
+            words.insert(rng.randrange(len(words) + 1), word)
+        item["name"] = " ".join(words)
+        if "instruction" in entry:
+            asked = entry["instruction_attributes"] + [attribute for attribute in more if rng.random() < 0.8]
+            rng.shuffle(asked)
+            before = asked[: rng.randrange(len(asked) + 1)]
+            rest = asked[len(before) :]
+            after = [part for part in (rest[: len(rest) // 2], rest[len(rest) // 2 :]) if part]
+            joints = [" with ", " for "] if rng.random() < 0.6 else [" for ", " with "]
+            text = "".join(joint + ", ".join(part) for joint, part in zip(joints, after))
+            head = " ".join(filter(None, [", ".join(before), kind]))
+            entry |= {"instruction": f"Find me {head}{text}", "instruction_attributes": asked}
+
+
 @lru_cache(128)
 def world(seed):
-    """The generated shop of a seed: the kinds of envs/shop.py below seed 2000, open kinds and noisier titles from there on."""
+    """The generated shop of a seed: the kinds of envs/shop.py below seed 2000, open kinds, longer wishes and noisier titles from there on."""
     if seed < OPEN[0] or seed == CHECK:
         files = shop.files(seed)
         return WebShop(files=files, nouns=Nouns(shop.title_nouns(files[0])))
     rng = random.Random(f"open {seed}")
-    files = shop.files(seed, open_kinds(rng))
-    for item in files[0]:
-        words = item["name"].split()
-        for _ in range(rng.choice([0, 0, 2, 4, 8])):
-            more = rng.choice([rng.choice(QUALITIES), rng.choice(THINGS), made_up(rng), str(rng.randrange(2000))])
-            words.insert(rng.randrange(len(words) + 1), more)
-        item["name"] = " ".join(words)
+    kinds = open_kinds(rng)
+    files = shop.files(seed, kinds)
+    ask_for_more(files, kinds, rng)
     return WebShop(files=files, nouns=Nouns({item["asin"]: webshop_prompts.words_of(item["name"]) for item in files[0]}))
 
 
