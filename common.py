@@ -911,8 +911,8 @@ def skills_file(path):
 # "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
 PRESETS = {
     "laptop": dict(
-        groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, mini_batch_rows=1200,
-        old_logprobs="sampler", iterations=1000, save_every=1,
+        groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, old_logprobs="sampler",
+        iterations=1000, save_every=1,
     ),
     "paper": dict(
         model="Qwen/Qwen2.5-7B-Instruct", groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
@@ -980,7 +980,7 @@ def make_parser(doc):
     g.add_argument("--lr-end", type=float, default=1.0, help="beyond the paper: share of --lr at the end of the budget, reached linearly")
     g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
     g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
-    g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about")
+    g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about (laptop: 24 full episodes)")
     g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
     g.add_argument("--logit-chunk", type=positive_int, help="tokens whose logits are there at once (default: 1 GiB of them)")
     g.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass: slower, smaller")
@@ -1233,6 +1233,7 @@ def start(args, phase, source, state):
     """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
     weights that the phase starts from."""
     env = make_env(args)
+    args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps
     tasks = train_tasks(env, args)
     check_model(str(source), args)
     run = Run(args, phase, state)

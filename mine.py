@@ -53,7 +53,9 @@ PHASE = "mine"
 
 def choose_successes(pool, per_type):
     """Up to per_type winning plain episodes for each task type, one per task: from groups with mixed outcomes first, then the shortest,
-    since contrast and brevity make the cause of success visible.  pool: records of the last iterations, won or not."""
+    since contrast and brevity make the cause of success visible.  A world of one task type, as WebShop, gives at least 12.
+    pool: records of the last iterations, won or not."""
+    per_type = max(per_type, 12) if len({r["task_type"] for r in pool}) == 1 else per_type
     outcomes = defaultdict(set)
     for r in pool:
         outcomes[r["group_id"]].add(r["success"])
@@ -106,8 +108,9 @@ def mine(policy, env, pool, bank, args, k):
 # ---- paired rollouts -----------------------------------------------------------------------------------------------------------
 
 
-def pick(bank, env, task_id, task, args, stream):
+def pick(bank, planned, env, task_id, task, args, stream):
     """One skill to show for a task, so that its effect is its own: the least-tried fitting candidate or the best fitting active skill.
+    planned: skill_id -> groups of this iteration that will try it, which n_eval does not know yet.
 
     Never on a game that the skill was written from: it would only be asked to remember."""
     task_type = env.task_type(task_id)
@@ -115,17 +118,18 @@ def pick(bank, env, task_id, task, args, stream):
     candidates = retrieve([s for s in fitting if s["status"] == "candidate"], task, task_type, len(bank))
     active = retrieve([s for s in fitting if s["status"] == "active"], task, task_type, 1)
     if candidates and (not active or stream.random() < args.explore):
-        return min(candidates, key=lambda s: s["n_eval"])
+        return min(candidates, key=lambda s: s["n_eval"] + planned[s["skill_id"]])
     return active[0] if active else None
 
 
 def paired_groups(env, tasks, bank, args, k):
     """B groups: G/2 plain and G/2 skill episodes where the bank has a skill for the task, else G plain ones."""
-    plays, shown = [], {}
+    plays, shown, planned = [], {}, Counter()
     world = env.fork()
     for g, task_id in enumerate(tasks):
         world.reset(task_id)
-        skill = pick(bank, env, task_id, world.task, args, rng(args.seed, PHASE, k, g, "pick"))
+        skill = pick(bank, planned, env, task_id, world.task, args, rng(args.seed, PHASE, k, g, "pick"))
+        planned.update([skill["skill_id"]] if skill else [])
         shown[f"{PHASE}-{k}-{g}"] = [skill] if skill else []
         n_skill = args.group_size // 2 if skill else 0
         for i in range(args.group_size):
@@ -139,7 +143,7 @@ def main():
     group = skill_arguments(parser)
     group.add_argument("--mine-every", type=int, default=10, help="I_mine: iterations between mining events")
     group.add_argument("--window", type=int, default=5, help="W: iterations whose successes are mined")
-    group.add_argument("--per-type", type=int, default=4, help="successes mined per task type and event")
+    group.add_argument("--per-type", type=int, default=4, help="successes mined per task type and event (12 where there is one type)")
     group.add_argument("--mine-temperature", type=float, default=0.7, help="of writing skills")
     group.add_argument("--max-skill-tokens", type=int, default=256, help="length of a written skill")
     group.add_argument("--explore", type=float, default=0.5, help="chance of the least-tried candidate instead of the best active skill")

@@ -131,6 +131,31 @@ def test_a_full_disk_loses_nothing_already_written(monkeypatch, finished, toy):
 # ---- what the phases write ----
 
 
+def test_the_candidates_of_one_iteration_are_tried_by_as_many_groups_each():
+    env = Doors()
+    skills = [
+        {"skill_id": f"s{i}", "task_type": None, "status": "candidate", "utility": 0.0, "n_eval": n}
+        | {"condition": "you open a door", "strategy": "open it", "source_task_ids": []}
+        for i, n in enumerate([0, 0, 0, 4])
+    ]
+    for skill in skills:
+        skill["task_type"] = env.task_type(env.tasks("train")[0])
+    args = argparse.Namespace(seed=0, group_size=4, explore=0.5)
+    _, shown = mine.paired_groups(env, env.tasks("train")[:1] * 9, skills, args, 0)
+    tried = [skill["skill_id"] for one in shown.values() for skill in one]
+    assert {name: tried.count(name) for name in sorted(set(tried))} == {"s0": 3, "s1": 3, "s2": 3}
+
+
+def test_a_world_of_one_task_type_gives_twelve_successes_and_others_a_few_of_each():
+    def record(i, kind):
+        about = {"traj_id": f"t{i:02d}", "task_id": f"game {i}", "group_id": f"g{i}", "task_type": kind}
+        return about | {"condition": "plain", "success": True, "steps": [0] * (1 + i)}
+
+    assert len(mine.choose_successes([record(i, "shopping") for i in range(30)], 2)) == 12
+    mixed = mine.choose_successes([record(i, f"type {i % 3}") for i in range(30)], 2)
+    assert [r["traj_id"] for r in mixed] == [f"t{i:02d}" for i in range(6)]
+
+
 def test_the_three_phases_hand_on_their_files(finished):
     pairs = common.read_jsonl(finished / "default" / "mine" / "pairs.jsonl")
     skills = {skill["skill_id"]: skill for skill in common.skills_file(finished / "default" / "mine" / "skills.jsonl")}
