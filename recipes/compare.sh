@@ -5,7 +5,8 @@
 #   bash recipes/compare.sh "0 1 2 3 4"                         the default
 #   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100   few games: runs/siri-few-0, ..., results/compare-few/
 #   MINUTES=52 SNAPSHOTS=4 bash recipes/compare.sh "0 1 2" hour  an hour instead of the default's 10 minutes of distillation
-#   bash recipes/compare.sh "0 1 2" shop --env webshop          WebShop
+#   bash recipes/compare.sh "0 1 2" shop --env webshop          WebShop; without WEBSHOP_DATA the generated shop
+#   WARMUP="--stop-at 0.08" MINUTES=57 SNAPSHOTS=6 bash recipes/compare.sh 0 real --env webshop    an hour in the real one
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds=${1:-0 1 2 3 4} regime=${2:-}
@@ -14,9 +15,9 @@ name=${regime:+-$regime}
 for seed in $seeds; do
   siri=siri$name-$seed control=gigpo$name-$seed
   for phase in warmup mine distill; do
-    long=
-    [ $phase != distill ] || long=${MINUTES:+--minutes=$MINUTES}
-    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" ${long:+"$long"} "$@"
+    case $phase in warmup) own=${WARMUP:-} ;; mine) own= ;; distill) own=${MINUTES:+--minutes $MINUTES} ;; esac
+    # shellcheck disable=SC2086  # several words or none
+    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" $own "$@"
   done
   minutes=$(python -c "
 import json

@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerFast
 from envs import Step, alfworld_prompts, houses, houses_tables
 from envs.alfworld import AlfWorld
 from envs.alfworld_prompts import read_task
-from tiny import acting
+from tiny import acting, players
 from tiny.players import CONDITIONS, Player, clauses_of, describe, general_skill, where_skill
 
 MAX_STEPS, MAX_TOKENS = 50, 900
+CARELESS = players.CARELESS  # build.py --procedure scales it
 PAD, UNK, EOS = "[pad]", "[unk]", "\n"
 NUMBERS = 10  # object instances per class that have a token; a receptacle class has as many as any room can have
 OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put look at examine the under with hot cool

@@ -126,6 +126,7 @@ def train(rank, args):
     parent = os.getppid()
     torch.distributed.init_process_group("gloo", init_method=f"file://{args.state}.rendezvous", rank=rank, world_size=args.processes)
     lessons = LESSONS[args.env]
+    lessons.CARELESS.update({clause: min(1.0, chance * args.procedure) for clause, chance in lessons.CARELESS.items()})
     tokenizer = AutoTokenizer.from_pretrained(args.start) if args.start else lessons.make_tokenizer()
     model = Qwen3ForCausalLM.from_pretrained(args.start) if args.start else make_model(tokenizer, args)
     parts = [[token] for token in range(len(tokenizer))] if args.start else lessons.parts_of(tokenizer)  # sums cannot be taken apart
@@ -258,6 +259,7 @@ def main():
     parser.add_argument("--out", help="model folder (default: tiny/ENV)")
     parser.add_argument("--state", help="training state, for resuming (default: runs/tiny/ENV.pt)")
     parser.add_argument("--start", metavar="MODEL", help="model folder to go on from: its weights and vocabulary, a fresh optimizer")
+    parser.add_argument("--procedure", type=float, default=1.0, help="factor on how often players do right what no skill asks for")
     parser.add_argument("--check", action="store_true", help="only play the gates")
     parser.add_argument("--games", type=int, default=300, help="episodes per gate")
     parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")

@@ -17,10 +17,11 @@ from envs import shop, webshop_prompts
 from envs.webshop import WebShop
 from envs.webshop_data import Nouns
 from envs.webshop_prompts import write_action
-from tiny import acting
+from tiny import acting, shoppers
 from tiny.shoppers import KINDS, Shopper, describe, fits, skill
 
 MAX_TOKENS = 900
+CARELESS = shoppers.CARELESS  # build.py --procedure scales it
 VOCABULARY = 2048
 PAD, EOS = "[pad]", "\n"
 # Seeds of the shops that are trained in, and of those that the gates are played in.  The phases play envs/shop.py's own seed.
@@ -75,14 +76,15 @@ def made_up(rng):
 
 
 def varied(words, rng):
-    """One shop's own forms of some words: most as they are, others in another form or made up, since a copy must not need to know its word."""
+    """One shop's own forms of some words: half as they are, others in another form or made up: a copy must not need to know its word."""
     return [rng.choice([word, word, word, word + rng.choice(["s", "ed", "y", "er", "ing"]), made_up(rng)]) for word in words]
 
 
 def an_option(group, rng):
     if group == "color":
-        number = rng.choice(["", "", "", f" {rng.randrange(1, 100)}", f"-{rng.randrange(1, 3000)}", f"{rng.randrange(1, 3000)}"])
-        return rng.choice(["", "", "", f"{made_up(rng)}-", f"{rng.randrange(1, 3000)}"]) + " ".join(rng.sample(COLOURS, rng.choice([1, 1, 2]))) + number
+        before = rng.choice(["", "", "", f"{made_up(rng)}-", f"{rng.randrange(1, 3000)}"])
+        after = rng.choice(["", "", "", f" {rng.randrange(1, 100)}", f"-{rng.randrange(1, 3000)}", f"{rng.randrange(1, 3000)}"])
+        return before + " ".join(rng.sample(COLOURS, rng.choice([1, 1, 2]))) + after
     if group in ("flavor name", "scent", "pattern name", "team name", "material"):
         return " ".join(rng.sample(THINGS + QUALITIES + COLOURS, rng.choice([1, 2, 2, 3])))
     if rng.random() < 0.4:
@@ -137,7 +139,7 @@ def ask_for_more(files, kinds, rng):
 
 @lru_cache(128)
 def world(seed):
-    """The generated shop of a seed: the kinds of envs/shop.py below seed 2000, open kinds, longer wishes and noisier titles from there on."""
+    """The generated shop of a seed: envs/shop.py's kinds below seed 2000, open kinds, longer wishes and noisier titles from there on."""
     if seed < OPEN[0] or seed == CHECK:
         files = shop.files(seed)
         return WebShop(files=files, nouns=Nouns(shop.title_nouns(files[0])))
