@@ -17,12 +17,12 @@ torch.set_num_threads(1)
 
 
 def arguments(**changes):
-    """The laptop's arguments of a training phase, as parse_args would give them."""
+    """The laptop's arguments of a training phase, as parse_args and start would give them in ALFWorld."""
     parser = common.make_parser("test")
     parser.set_defaults(**common.PRESETS["laptop"])
     args = parser.parse_args([])
     common.skill_arguments(parser)
-    return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | changes)
+    return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | {"mini_batch_rows": 1200} | changes)
 
 
 def free_port():
