@@ -1233,7 +1233,7 @@ def start(args, phase, source, state):
     """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
     weights that the phase starts from."""
     env = make_env(args)
-    args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps
+    args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps  # as many optimizer steps where episodes are short
     tasks = train_tasks(env, args)
     check_model(str(source), args)
     run = Run(args, phase, state)

@@ -129,9 +129,10 @@ def paired_groups(env, tasks, bank, args, k):
     for g, task_id in enumerate(tasks):
         world.reset(task_id)
         skill = pick(bank, planned, env, task_id, world.task, args, rng(args.seed, PHASE, k, g, "pick"))
-        planned.update([skill["skill_id"]] if skill else [])
         shown[f"{PHASE}-{k}-{g}"] = [skill] if skill else []
         n_skill = args.group_size // 2 if skill else 0
+        if skill:
+            planned[skill["skill_id"]] += 1
         for i in range(args.group_size):
             skills = [skill] if i < n_skill else []
             plays.append(Play(task_id, f"{PHASE}-{k}-{g}", (args.seed, PHASE, k, g, i), skills))

@@ -49,6 +49,7 @@ BUTTONS = {"buy now": "buy", "< prev": "back", "back to search": "new search", "
 BUTTONS |= {page: f"read {page}" for page in ("description", "features", "reviews", "attributes")}
 WORD = re.compile(r"[^\W_]+(?:[.'-][^\W_]+)*")
 PRICE = re.compile(r"\$[\d.]+(?: to \$[\d.]+)?")
+CAP = re.compile(r"(?:,? (?:and )?)?price lower than ([\d.]+) dollars")  # how an instruction ends
 # What an instruction says around the things that it asks for.
 STOP = set("find me i need want am looking for a an the with and or that is are of in to some it my which has have would like".split())
 
@@ -65,7 +66,7 @@ def words_of(text):
 def read_task(task):
     """(key words, asked options, price cap) of an instruction: the kind of thing and its attributes as a tuple of words; ((name, value),
     ...) where options are named as synthetic goals do, "color: navy"; dollars, inf without a cap."""
-    cap = re.search(r"price lower than ([\d.]+) dollars", task)
+    cap = CAP.search(task)
     rest = task[: cap.start()] if cap else task
     named = [(m, m[1].rsplit(" with ", 1)[-1]) for m in re.finditer(r"(?: with |, and )([^:,]+?): (.*?)(?=, and |$)", rest)]
     if named:

@@ -25,5 +25,4 @@ print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mi
   [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
     --stop-at 0 --lr-end 0.1 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
 done
-world=$(python -c "import json; print(json.load(open('runs/$siri/warmup/args.json'))['args']['env'])")
-python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --env "$world" --out "results/compare$name"
+python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --run "$siri" --out "results/compare$name"

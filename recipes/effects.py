@@ -39,6 +39,11 @@ from common import (  # noqa: E402
 from evaluate import split_tasks  # noqa: E402
 
 
+def half_width(d):
+    """Half of the 95 % interval of a mean over pairs; nan for a single one."""
+    return 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
+
+
 def fresh_effects(policy, env, skills, tasks, args):
     """{skill_id: list of success differences, skill minus plain, one per game and repetition}."""
     world, sentences = env.fork(), {}
@@ -58,7 +63,8 @@ def fresh_effects(policy, env, skills, tasks, args):
 
 
 def effects_by_type(policy, env, bank, tasks, args):
-    """A row per task type, and one for all: success without a skill and with the active one that fits best, and the paired difference."""
+    """A row per task type, and one for all: success without a skill and with the active one that fits best, and the paired difference.
+    Intervals are over pairs of these games, not over games."""
     world, plays = env.fork(), []
     for task in tasks:
         world.reset(task)
@@ -75,7 +81,7 @@ def effects_by_type(policy, env, bank, tasks, args):
         plain, skill = np.array(both, dtype=float).T
         d = skill - plain
         rows.append({"task_type": kind, "plain": plain.mean(), "skill": skill.mean(), "effect": d.mean()})
-        rows[-1] |= {"half": 1.96 * d.std(ddof=1) / len(d) ** 0.5, "pairs": len(d)}
+        rows[-1] |= {"half": half_width(d), "pairs": len(d)}
     return rows
 
 
@@ -97,17 +103,16 @@ def main():
     rows = []
     for s in sorted(skills, key=lambda s: -s["utility"]):
         d = np.array(effects[s["skill_id"]], dtype=float)
-        half = 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
         rules = {}
         for z in (0.0, 1.0):
             rule = argparse.Namespace(tau_act=about["tau_act"], promote_z=z)
             rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, rule))
         rows.append({key: s[key] for key in ("skill_id", "status", "condition", "strategy", "utility", "n_eval")})
-        rows[-1] |= {"mean_delta": float(np.mean(s["deltas"])), "fresh": float(d.mean()) if len(d) else None, "half": half, "pairs": len(d)}
-        rows[-1] |= rules
+        rows[-1] |= {"mean_delta": float(np.mean(s["deltas"])), "fresh": float(d.mean()) if len(d) else None}
+        rows[-1] |= {"half": half_width(d), "pairs": len(d)} | rules
         if len(d):
             text = f"{s['status']:9s} u {s['utility']:+.2f} mean {np.mean(s['deltas']):+.2f} of {s['n_eval']:2d}   "
-            text += f"fresh {d.mean():+.2f} +- {half:.2f} of {len(d):2d}   when {s['condition']}: {s['strategy']}"
+            text += f"fresh {d.mean():+.2f} +- {half_width(d):.2f} of {len(d):2d}   when {s['condition']}: {s['strategy']}"
             print(text, flush=True)
     for rule in ("z=0", "z=1"):
         kept = [r for r in rows if r[rule] and r["pairs"]]

@@ -3,10 +3,13 @@
 import argparse
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import common
 from common import Play, Policy, assign_advantages, merge_prefixes, prompts_of, rollout, rows_of, token_logprobs
@@ -303,6 +306,21 @@ def test_examples_are_learned_where_the_shopper_writes(monkeypatch):
             assert text.startswith("task : ") and all(t.endswith("\n") for t in learned)
             kinds.add("writes" if learned[0].startswith(" when ") else "acts")
     assert kinds == {"writes", "acts"}
+
+
+@pytest.mark.slow
+def test_training_goes_on_from_a_model_and_never_from_another_runs_state(folder, tmp_path):
+    command = [sys.executable, str(build.HERE / "build.py"), *"--env webshop --steps 1 --batch 2 --micro 2 --processes 1 --games 2".split()]
+    command += ["--out", str(tmp_path / "out"), "--state", str(tmp_path / "state.pt")]
+    done = subprocess.run([*command, "--start", str(folder)], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr[-2000:]  # trained, but a random model holds no gate
+    before, after = (AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (folder, tmp_path / "out"))
+    assert before.keys() == after.keys() and all(before[name].shape == after[name].shape for name in before)
+    change = max(float((before[name] - after[name]).abs().max()) for name in before)
+    assert 0 < change < 0.05  # one small step from there, not new random weights
+    assert (folder / "tokenizer.json").read_text() == (tmp_path / "out" / "tokenizer.json").read_text()
+    other = subprocess.run([*command, "--procedure", "0.5"], capture_output=True, text=True)
+    assert other.returncode == 2 and other.stderr.startswith("error:") and "--procedure" in other.stderr
 
 
 @pytest.mark.skipif(not (build.HERE / "webshop").is_dir(), reason="tiny/webshop: no weights yet; python tiny/build.py --env webshop")

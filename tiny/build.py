@@ -28,6 +28,7 @@ from torch.func import functional_call
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from envs import UserError, run_tool  # noqa: E402
 from tiny import alfworld_lessons, webshop_lessons  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -189,7 +190,7 @@ def train(rank, args):
             say(f"step {k + 1}/{args.steps}  loss {sum(recent) / len(recent):.4f}  {rate:.0f} tokens/s", flush=True)
         if rank == 0 and ((k + 1) % 100 == 0 or k + 1 == args.steps):
             part = f"{state}.part"
-            saved = {"model": model.state_dict(), "vectors": composed.vectors.data, "step": k + 1}
+            saved = {"model": model.state_dict(), "vectors": composed.vectors.data, "step": k + 1, "origin": origin(args)}
             saved["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             torch.save(saved, part)
             os.replace(part, state)
@@ -253,6 +254,11 @@ def check(args, lessons):
     return all(gates.values())
 
 
+def origin(args):
+    """What a training state must have in common with the command that goes on from it."""
+    return {"--start": args.start, "--procedure": args.procedure, "--seed": args.seed}
+
+
 def main():
     parser = argparse.ArgumentParser(description="Pretrains the laptop stand-in for an environment and checks its gates.")
     parser.add_argument("--env", choices=LESSONS, default="alfworld", help="environment")
@@ -278,9 +284,12 @@ def main():
         Path(args.state).resolve().parent.mkdir(parents=True, exist_ok=True)
         Path(f"{args.state}.rendezvous").unlink(missing_ok=True)
         args.state = str(Path(args.state).resolve())
+        theirs = torch.load(args.state, weights_only=True).get("origin") if Path(args.state).exists() else None
+        if theirs not in (None, origin(args)):
+            raise UserError(f"{args.state} was trained with {theirs}, not {origin(args)}: name another --state, or delete it to begin anew")
         torch.multiprocessing.spawn(train, (args,), nprocs=args.processes)
     sys.exit(0 if check(args, LESSONS[args.env]) else 1)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

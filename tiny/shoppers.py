@@ -12,10 +12,9 @@ asks of it, and careful at what a fitting skill says, clause by clause, so that 
 """
 
 import math
-import re
 
 from envs import Step
-from envs.webshop_prompts import best_places, moves, read_page, read_task, shown_values, still_to_do, words_of
+from envs.webshop_prompts import CAP, best_places, moves, read_page, read_task, shown_values, still_to_do, words_of
 
 CLAUSES = {
     "query": "search for all that is asked",
@@ -53,7 +52,7 @@ def skill(kind, clauses=None):
 
 def everything_asked(task):
     """The words of the most telling query, in the instruction's order: all of it but the price.  Search engines ignore the small words."""
-    return words_of(re.split(r",? (?:and )?price lower than ", task)[0].removeprefix("Find me "))
+    return words_of(CAP.split(task)[0].removeprefix("Find me "))
 
 
 class Shopper:

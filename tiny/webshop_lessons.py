@@ -108,7 +108,7 @@ def open_kinds(rng):
 
 
 def ask_for_more(files, kinds, rng):
-    """Lengthens what the products of open kinds are asked for, in place, until it is as long as in a real shop: up to ten attributes before
+    """Lengthens what products of open kinds are asked for, in place, until it is as long as in a real shop: up to eight attributes before
     and after the kind of thing, most of which no title names.  A careless reader has then seen neither the end of the instruction
     nor the place of the product."""
     items, instructions, _ = files
