@@ -4,6 +4,8 @@ The other engine is vllm_engine.py.  Both give sampled ids with their log-probs;
 the trainer uses, masked to what was possible (`masked_log_softmax`).
 """
 
+import inspect
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -50,15 +52,20 @@ class RowCache(DynamicCache):
         seen = []
         for which, new in enumerate((key_states, value_states)):  # (n, heads, w, head_dim)
             kept = self.kv[layer_idx][which]
-            if kept.shape[2] < self.length:  # grow in steps, not at every token
-                more = new.new_zeros(self.all_rows, new.shape[1], self.length + 64 - kept.shape[2], new.shape[3])
+            if kept.shape[2] < self.length:  # grow by half, not at every token
+                more = new.new_zeros(self.all_rows, new.shape[1], max(64, self.length * 3 // 2) - kept.shape[2], new.shape[3])
                 kept = self.kv[layer_idx][which] = torch.cat([kept, more], 2)
             kept[self.rows[:, None], :, self.positions] = new.transpose(1, 2)
             seen.append(kept[:, :, : self.length] if len(self.rows) == self.all_rows else kept[self.rows, :, : self.length])
         return seen
 
-    def keep(self, rows):
-        self.kv = [[part[rows] for part in layer] for layer in self.kv]
+    def keep(self, order):
+        """Row order[k] becomes row k.  Only rows that move are copied: the rest stays where it is, and the end is cut off."""
+        to = [k for k, row in enumerate(order) if k != row]
+        for layer in self.kv:
+            for which, part in enumerate(layer):
+                part[to] = part[[order[k] for k in to]]
+                layer[which] = part[: len(order)]
 
     def get_seq_length(self, layer_idx=0):
         return 0  # positions and mask are given explicitly
@@ -67,19 +74,27 @@ class RowCache(DynamicCache):
 class Sampler:
     """Samples one response per row, again and again, with the KV cache kept for as long as a row's prompts only grow."""
 
-    WIDTH = 12  # tokens fed per row and forward; rows with more are fed ahead by themselves, so that few rows are padded
+    WIDTH = 12  # tokens fed per row and forward, unless all have more; what is left of longer rows follows by itself, so little is padded
 
     def __init__(self, policy, rows, temperature=1.0):
         self.policy, self.temperature = policy, temperature
         self.cache, self.cached = RowCache(), [[] for _ in range(rows)]
+        known = inspect.signature(policy.sampling.base_model.forward).parameters
+        self.cache_name = "cache" if "cache" in known else "past_key_values"  # transformers before 5.24
 
+    @torch.inference_mode()
     def keep(self, rows):
-        """Drops all rows but these (their episodes are over)."""
-        self.cached = [self.cached[i] for i in rows]
-        self.cache.keep(torch.tensor(rows))
+        """Drops all rows but these, and returns their new order: the last ones fill the gaps, so that little of the cache is copied."""
+        late = [i for i in rows if i >= len(rows)]
+        staying = set(rows)
+        order = [k if k in staying else late.pop() for k in range(len(rows))]
+        self.cached = [self.cached[i] for i in order]
+        self.cache.keep(order)
+        return order
 
-    def forward(self, sequences):
-        """(rows, V) logits after the last token of every sequence; feeds only what the cache lacks."""
+    def forward(self, sequences, wanted):
+        """(wanted, V) logits after the last token of these sequences; feeds only what the cache lacks.  All rows are fed something, since
+        a part of them would have to be copied out of the cache, but the others no more than fits beside the wanted ones."""
         new = []
         for i, ids in enumerate(sequences):
             known = self.cached[i]
@@ -89,13 +104,15 @@ class Sampler:
             if len(known) == len(ids):  # logits are wanted once more: feed the last token again
                 known = self.cached[i] = known[:-1]
             new.append(ids[len(known) :])
-        while long := [i for i, ids in enumerate(new) if len(ids) > self.WIDTH]:
-            ahead = min(len(new[i]) for i in long) - 1 if len(long) == len(new) else max(len(new[i]) for i in long)
-            part = {i: new[i][: min(ahead, len(new[i]) - 1)][:256] for i in long}  # the last token stays for the common pass
-            self.feed(list(part), list(part.values()))
-            for i, ids in part.items():
-                new[i] = new[i][len(ids) :]
-        return self.policy.logits(self.policy.sampling, self.feed(list(range(len(new))), new))
+        width = max(len(new[i]) for i in wanted)
+        new = [ids if i in wanted else ids[:width] for i, ids in enumerate(new)]
+        hidden = {}  # of every row's last token so far
+        while any(new):
+            left = [i for i, ids in enumerate(new) if ids]
+            width = max(self.WIDTH, min(256, *(len(new[i]) for i in left)))
+            hidden |= dict(zip(left, self.feed(left, [new[i][:width] for i in left])))
+            new = [ids[width:] for ids in new]
+        return self.policy.logits(self.policy.sampling, torch.stack([hidden[i] for i in wanted]))
 
     def feed(self, rows, tokens):
         """Runs tokens (a list per row) through the model; returns the hidden state of each row's last one, (len(rows), d)."""
@@ -106,7 +123,7 @@ class Sampler:
         self.cache.at(torch.tensor(rows, device=device), positions, len(self.cached))
         mask = torch.arange(self.cache.length, device=device) <= positions[:, None, :, None]  # (n, 1, w, T): causal, row by row
         hidden = self.policy.sampling.base_model(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=self.cache, use_cache=True
+            input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **{self.cache_name: self.cache}
         ).last_hidden_state
         for i, t in zip(rows, tokens):
             self.cached[i] = self.cached[i] + t
@@ -147,7 +164,7 @@ class Sampler:
                 break
             rows = sorted(options)
             with self.policy.autocast():
-                logits = self.forward([p + r for p, r in zip(prompts, response)])[rows]
+                logits = self.forward([p + r for p, r in zip(prompts, response)], rows)
             logp = masked_log_softmax(logits / max(self.temperature, 1e-6), [options[i] for i in rows])
             p = logp.double().exp().cpu().numpy()
             logp = logp.cpu().numpy()

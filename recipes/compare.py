@@ -1,14 +1,18 @@
 """Learning curves of several runs with intervals over seeds, and paired differences at fixed budgets.     bash recipes/compare.sh
 
     in      runs/ARM-SEED/: any of warmup/, mine/, distill/, with snapshots (--snapshots) and final policies
-    out     OUT/points.jsonl (a line per evaluated policy and split: a few hundred bytes), table.md, curves.png
+    out     OUT/points.jsonl (a line per evaluated policy and split: a few hundred bytes), table.md, curves.png, types.png
 
-    python recipes/compare.py --arms gigpo siri --seeds 0 1 2 --out results/compare
+    python recipes/compare.py --arms gigpo siri siri+skills --seeds 0 1 2 --out results/compare
     python recipes/compare.py --final --arms abl-siri abl-useless --seeds 0 1 2     # final policies only, no curves
 
-Every policy plays every game of the validation splits once, under the plain prompt, with the same random stream for all of them.
-Interrupted?  The same command goes on: points that are in the file are not played again.  Clocks count training only, from the
-warm-up checkpoint that the arms of a seed share; validating skills is training.  The first arm is what the others are compared with.
+Every policy plays every game of the splits once, with the same random stream for all of them (evaluate.py's), under the plain prompt; an
+arm NAME+skills is NAME from the end of mining on with the skills of mining in its prompt.  The first arm is what the others are compared
+with: over seeds, each against the same seed.  Budgets are the time at which the first arm reaches 0.70 on the FIRST split (name held_out
+there, and they are fixed before a validation split is looked at), and the end of the shortest run.  Clocks count training only, from the
+warm-up checkpoint that the arms of a seed share; validating skills is training.
+
+Interrupted?  The same command goes on: points that are in the file are not played again.
 """
 
 import argparse
@@ -21,13 +25,17 @@ import numpy as np
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Play, UserError, base_parser, load_policy, make_env, parse_args, read_jsonl, rollout, run_script, write_jsonl  # noqa: E402
-from evaluate import split_tasks  # noqa: E402
+from common import UserError, base_parser, load_policy, make_env, parse_args, read_jsonl, run_script, skills_file, write_jsonl  # noqa: E402
+from evaluate import play_panel, split_tasks  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 CLOCKS = {"minutes": "minutes after warm-up", "iterations": "iterations", "env_steps": "environment steps", "episodes": "episodes"}
+LEVEL = 0.7  # of the control's success: mid-climb
+
+
+# ---- points --------------------------------------------------------------------------------------------------------------------
 
 
 def snapshots(run):
@@ -52,24 +60,38 @@ def snapshots(run):
         offset = clocks(lines[-1]["elapsed"])
 
 
+def policies(args, arm, seed):
+    """What is to be played of one arm and seed: a list of (folder, clocks), and its active skills."""
+    run = Path("runs") / f"{arm.removesuffix('+skills')}-{seed}"
+    if not run.is_dir():
+        raise UserError(f"no run {run}: train it first (recipes/compare.sh does)")
+    found, skills = list(snapshots(run)), []
+    if arm.endswith("+skills"):
+        skills = [s for s in skills_file(run / "mine" / "skills.jsonl") if s["status"] == "active"]
+        found = [(folder, clocks) for folder, clocks in found if folder == run / "mine" / "policy" or "distill" in folder.parts]
+    if args.final:
+        return found[-1:], skills
+    if args.at:  # the policies nearest to these minutes, and the first and the last one
+        near = [min(found, key=lambda f, m=m: abs(f[1]["minutes"] - m)) for m in args.at]
+        found = [f for f in found if f in near or f in (found[0], found[-1])]
+    return found, skills
+
+
 def evaluate_all(args, env, splits, path):
     """Plays what points.jsonl lacks; returns all points."""
     points = read_jsonl(path) if path.exists() else []
-    known = {(p["policy"], p["split"]) for p in points}
+    known = {(p["arm"], p["policy"], p["split"]) for p in points}
     for seed in args.seeds:
         for arm in args.arms:
-            run = Path("runs") / f"{arm}-{seed}"
-            if not run.is_dir():
-                raise UserError(f"no run {run}: train it first (recipes/compare.sh does)")
-            for folder, clocks in list(snapshots(run))[-1 if args.final else 0 :]:
+            found, skills = policies(args, arm, seed)
+            for folder, clocks in found:
                 policy = None
                 for split in splits:
-                    if (str(folder), split) in known:
+                    if (arm, str(folder), split) in known:
                         continue
                     policy = policy or load_policy(folder, args)
-                    plays = [Play(task, task, ("compare", task)) for task in split_tasks(env, split)]
-                    records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
-                    wins = "".join(str(int(r["success"])) for r in records)  # in the order of the split's sorted games
+                    episodes = play_panel(policy, env, split_tasks(env, split), skills, args, split, arm)
+                    wins = "".join(str(int(e["success"])) for e in episodes)  # in the order of the split's sorted games
                     about = {"arm": arm, "seed": seed, "policy": str(folder), "split": split} | clocks
                     points.append(about | {"success": wins.count("1") / len(wins), "wins": wins})
                     write_jsonl(path, points)
@@ -77,11 +99,19 @@ def evaluate_all(args, env, splits, path):
     return points
 
 
-def curve(points, arm, seed, split, clock):
-    """(x, y) of one run, sorted by the clock."""
+# ---- statistics ----------------------------------------------------------------------------------------------------------------
+
+
+def curve(points, arm, seed, split, clock, games=slice(None)):
+    """(x, y) of one run, sorted by the clock; games: indices of those that count (default: all of the split)."""
     part = [p for p in points if (p["arm"], p["seed"], p["split"]) == (arm, seed, split)]
     part.sort(key=lambda p: p[clock])
-    return [p[clock] for p in part], [p["success"] for p in part]
+    return [p[clock] for p in part], [float(np.mean(np.array(list(p["wins"]), dtype=int)[games])) for p in part]
+
+
+def at_budget(points, args, arm, split, clock, budget, games=slice(None)):
+    """Success of an arm at a budget, one number per seed, by straight lines between points."""
+    return [np.interp(budget, *curve(points, arm, seed, split, clock, games)) for seed in args.seeds]
 
 
 def band(values):
@@ -98,7 +128,7 @@ def cell(ours, theirs=None):
     return text if theirs is None else text + " ({:+.3f} [{:+.3f}, {:+.3f}])".format(*band(np.subtract(ours, theirs)))
 
 
-def first_time(x, y, level):
+def first_time(x, y, level=LEVEL):
     """The clock at which a curve first reaches a level, by straight lines between its points; inf where it never does."""
     for (x0, y0), (x1, y1) in zip(zip(x, y), zip(x[1:], y[1:])):
         if y0 < level <= y1:
@@ -106,22 +136,40 @@ def first_time(x, y, level):
     return x[0] if y and y[0] >= level else float("inf")
 
 
+def first_times(points, args, arm, split, clock):
+    return np.array([first_time(*curve(points, arm, seed, split, clock)) for seed in args.seeds])
+
+
+def time_cell(ours, theirs=None):
+    """Median over seeds, and in brackets the geometric mean of the ratio paired by seed, with its interval."""
+    text = f"{np.median(ours):.4g}"
+    if theirs is None or not np.isfinite([*ours, *theirs]).all() or min(*ours, *theirs) <= 0:
+        return text  # a run that never gets there has no ratio
+    return text + " (x {:.2f} [{:.2f}, {:.2f}])".format(*np.exp(band(np.log(ours / theirs))))
+
+
+def budgets(points, args, splits, clock):
+    """{name: clock}: where the first arm reaches LEVEL on the first split (median over seeds), and the end of the shortest run."""
+    ends = [max(curve(points, arm, seed, splits[0], clock)[0]) for arm in args.arms for seed in args.seeds]
+    middle = float(np.median(first_times(points, args, args.arms[0], splits[0], clock)))
+    return {"mid-climb": min(middle, min(ends)), "end": min(ends)}
+
+
 def table(points, args, splits, clock="minutes"):
     """Markdown: success of every arm at the budgets, and the paired differences from the first arm, over seeds."""
-    control, lines = args.arms[0], []
+    control, lines, found = args.arms[0], [], budgets(points, args, splits, clock)
+    heads = [f"{name}: {at:.4g}" for name, at in found.items()]
     for split in splits:
-        ends = [curve(points, arm, seed, split, clock)[0][-1] for arm in args.arms for seed in args.seeds]
-        reach = [first_time(*curve(points, control, seed, split, clock), 0.7) for seed in args.seeds]
-        budgets = {"mid-climb": float(np.median(reach)), "end": min(ends)}
-        heads = [f"{name}: {at:.4g}" for name, at in budgets.items()]
-        lines += [f"\n**{split}**, by {clock}\n", "| " + " | ".join(["arm", *heads, "to 0.70"]) + " |", "|---" * (len(heads) + 2) + "|"]
+        head = ["arm", *heads, f"to {LEVEL:.2f}"]
+        lines += [f"\n**{split}**, by {clock}\n", "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
         for arm in args.arms:
+            other = arm != control
             cells = []
-            for at in budgets.values():
-                ours, theirs = ([np.interp(at, *curve(points, a, s, split, clock)) for s in args.seeds] for a in (arm, control))
-                cells.append(cell(ours, theirs if arm != control else None))
-            times = [first_time(*curve(points, arm, seed, split, clock), 0.7) for seed in args.seeds]
-            lines.append(f"| {arm} | " + " | ".join(cells) + f" | {np.median(times):.4g} |")
+            for at in found.values():
+                ours, theirs = (at_budget(points, args, a, split, clock, at) for a in (arm, control))
+                cells.append(cell(ours, theirs if other else None))
+            ours, theirs = (first_times(points, args, a, split, clock) for a in (arm, control))
+            lines.append(f"| {arm} | " + " | ".join([*cells, time_cell(ours, theirs if other else None)]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,14 +185,17 @@ def final_table(points, args, splits):
     return "\n".join(lines) + "\n"
 
 
-def draw(points, args, splits, path):
+# ---- figures -------------------------------------------------------------------------------------------------------------------
+
+
+def draw_curves(points, args, splits, path):
     clocks = [clock for clock in CLOCKS if clock != "episodes"]
     figure, axes = plt.subplots(len(splits), len(clocks), figsize=(13, 3.6 * len(splits)), sharey=True, squeeze=False)
     for row, split in zip(axes, splits):
         for axis, clock in zip(row, clocks):
             for arm in args.arms:
                 runs = [curve(points, arm, seed, split, clock) for seed in args.seeds]
-                x = np.linspace(0, min(run[0][-1] for run in runs), 60)
+                x = np.linspace(max(run[0][0] for run in runs), min(run[0][-1] for run in runs), 60)
                 mean, low, high = np.array([band([np.interp(at, *run) for run in runs]) for at in x]).T
                 axis.plot(x, mean, label=arm)
                 axis.fill_between(x, low, high, alpha=0.2)
@@ -158,15 +209,43 @@ def draw(points, args, splits, path):
     plt.close(figure)
 
 
+def draw_types(points, args, env, splits, path):
+    """Success by task type at the budgets, with intervals over seeds."""
+    found = budgets(points, args, splits, "minutes")
+    figure, axes = plt.subplots(len(splits), len(found), figsize=(6.5 * len(found), 3.4 * len(splits)), sharey=True, squeeze=False)
+    for row, split in zip(axes, splits):
+        games = {}
+        for i, task in enumerate(split_tasks(env, split)):
+            games.setdefault(env.task_type(task), []).append(i)
+        for axis, (name, at) in zip(row, found.items()):
+            for k, arm in enumerate(args.arms):
+                bands = [band(at_budget(points, args, arm, split, "minutes", at, games[kind])) for kind in sorted(games)]
+                mean, low, high = np.array(bands).T
+                x = np.arange(len(games)) + (k - (len(args.arms) - 1) / 2) * 0.8 / len(args.arms)
+                axis.bar(x, mean, 0.75 / len(args.arms), yerr=[mean - low, high - mean], capsize=2, label=arm)
+            names = [kind.replace("_", " ").replace("pick ", "")[:18] for kind in sorted(games)]
+            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            axis.set_title(f"{split}, {name} ({at:.1f} minutes)")
+            axis.grid(axis="y", alpha=0.3)
+            axis.set_ylim(0, 1)
+        row[0].set_ylabel("success, 95 % over seeds")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def main():
     parser = base_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--arms", nargs="+", default=["gigpo", "siri"], help="names of runs before -SEED; the first one is the control")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
-    parser.add_argument("--split", nargs="+", help="splits (default: both validation splits; held_out while tuning)")
+    parser.add_argument("--split", nargs="+", help="splits (default: both validation splits; held_out: training games set aside)")
+    parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
     parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
     parser.add_argument("--out", default="results/compare", help="output folder")
+    parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
     env = make_env(args)
     splits = args.split or env.split_names[1:]
@@ -174,10 +253,12 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     points = evaluate_all(args, env, splits, out / "points.jsonl")
     text = final_table(points, args, splits) if args.final else table(points, args, splits) + table(points, args, splits, "episodes")
-    what = env.describe(splits[0] if splits[0] in env.split_names else env.split_names[0])  # held_out is a part of the first
+    what = env.describe(splits[-1] if splits[-1] in env.split_names else env.split_names[0])  # held_out is a part of the first
+    what = what.partition(" in /")[0]  # no path of this machine
     (out / "table.md").write_text(f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}")
     if not args.final:
-        draw(points, args, splits, out / "curves.png")
+        draw_curves(points, args, splits, out / "curves.png")
+        draw_types(points, args, env, splits, out / "types.png")
     print(text + json.dumps({"written": str(out)}))
 
 

@@ -1,0 +1,111 @@
+"""recipes/compare.py: clocks, budgets and intervals by hand.      pytest tests/test_compare.py"""
+
+import argparse
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from common import UserError
+from recipes import compare
+
+
+def point(arm, seed, split, minutes, wins, **more):
+    return {"arm": arm, "seed": seed, "policy": f"{arm}-{seed}-{minutes}", "split": split, "minutes": minutes, "wins": wins} | more
+
+
+def arguments(**changes):
+    return argparse.Namespace(arms=["gigpo", "siri"], seeds=[0, 1], at=None, final=False, **changes)
+
+
+def two_seeds():
+    """The control climbs to 8 of 10 games in 4 (seed 0) and 2 minutes (seed 1), SIRI to 10 of 10 in 2 and 1."""
+    wins = {n: "1" * n + "0" * (10 - n) for n in range(11)}
+    points = []
+    for seed, slow in enumerate((4, 2)):
+        points += [point("gigpo", seed, "held_out", 0, wins[0]), point("gigpo", seed, "held_out", slow, wins[8])]
+        points += [point("siri", seed, "held_out", 0, wins[0]), point("siri", seed, "held_out", slow / 2, wins[10])]
+        points += [point(arm, seed, "held_out", 8, wins[9]) for arm in ("gigpo", "siri")]
+    return points
+
+
+def write_run(folder, elapsed, episodes=8):
+    """A finished phase with a metrics line per iteration."""
+    (folder / "snapshots").mkdir(parents=True)
+    (folder / "done").write_text("{}\n")
+    lines = [{"elapsed": at, "env_steps": 100, "episodes_plain": episodes} for at in elapsed]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_band_is_students_interval_over_seeds():
+    mean, low, high = compare.band([0.5, 0.6, 0.7])
+    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
+    assert (mean, low, high) == pytest.approx((0.6, 0.6 - half, 0.6 + half))
+    assert np.isnan(compare.band([0.5])[1])  # one seed has no interval
+
+
+def test_a_difference_is_paired_by_seed():
+    """Two arms that differ by the same in every seed have an interval of no width, however much seeds differ."""
+    assert compare.cell([0.9, 0.5], [0.8, 0.4]).endswith("(+0.100 [+0.100, +0.100])")
+
+
+def test_a_level_is_reached_on_the_line_between_two_points():
+    assert compare.first_time([0, 2, 4], [0.2, 0.6, 0.8], 0.7) == pytest.approx(3.0)
+    assert compare.first_time([1, 2], [0.9, 0.5], 0.7) == 1  # there from the start
+    assert compare.first_time([0, 2], [0.2, 0.6], 0.7) == float("inf")
+
+
+def test_the_time_to_a_level_is_a_ratio_paired_by_seed():
+    points = two_seeds()
+    times = [compare.first_times(points, arguments(), arm, "held_out", "minutes") for arm in ("siri", "gigpo")]
+    assert times[1] == pytest.approx([3.5, 1.75]) and times[0] == pytest.approx([1.4, 0.7])
+    assert compare.time_cell(*times) == "1.05 (x 0.40 [0.40, 0.40])"
+    assert compare.time_cell(np.array([1.0, np.inf]), times[1]) == "inf"  # the median over seeds; no ratio where one never gets there
+
+
+def test_budgets_come_from_the_first_split_and_the_first_arm_alone():
+    points = two_seeds() + [point(arm, seed, "valid", at, "0" * 10) for arm in ("gigpo", "siri") for seed in (0, 1) for at in (0, 8)]
+    found = compare.budgets(points, arguments(), ["held_out", "valid"], "minutes")
+    assert found == {"mid-climb": pytest.approx((3.5 + 1.75) / 2), "end": 8}
+    text = compare.table(points, arguments(), ["held_out", "valid"])
+    assert text.count("mid-climb: 2.625") == 2  # the same budget for the split that is only looked at
+
+
+def test_success_can_be_taken_over_some_games_only():
+    points = [point("siri", 0, "held_out", 0, "1100"), point("siri", 0, "held_out", 1, "1110")]
+    assert compare.curve(points, "siri", 0, "held_out", "minutes") == ([0, 1], [0.5, 0.75])
+    assert compare.curve(points, "siri", 0, "held_out", "minutes", [2, 3]) == ([0, 1], [0.0, 0.5])
+
+
+def test_clocks_start_at_the_warm_up_checkpoint_and_add_up_over_phases(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/siri-0/warmup", [30])
+    write_run(tmp_path / "runs/siri-0/mine", [60, 120])
+    write_run(tmp_path / "runs/siri-0/distill", [60, 180])
+    (tmp_path / "runs/siri-0/distill/snapshots/000060").mkdir()
+    args = arguments()
+    found, skills = compare.policies(args, "siri", 0)
+    assert [(f.name, f.parent.name, c["minutes"], c["episodes"]) for f, c in found] == [
+        ("policy", "warmup", 0, 0), ("policy", "mine", 2.0, 16), ("000060", "snapshots", 3.0, 24), ("policy", "distill", 5.0, 32),
+    ]  # fmt: skip
+    assert skills == []
+    args.at = [2.9]
+    assert [c["minutes"] for _, c in compare.policies(args, "siri", 0)[0]] == [0, 3.0, 5.0]  # the nearest, and both ends
+
+
+def test_an_arm_with_skills_begins_after_mining_and_shows_the_active_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for phase in ("warmup", "mine", "distill"):
+        write_run(tmp_path / "runs/siri-0" / phase, [60])
+    one = {"skill_id": "a", "task_type": "t", "condition": "c", "strategy": "s", "status": "active", "utility": 0.1}
+    lines = [one, one | {"skill_id": "b", "status": "retired"}]
+    (tmp_path / "runs/siri-0/mine/skills.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found, skills = compare.policies(arguments(), "siri+skills", 0)
+    assert [f.parent.name for f, _ in found] == ["mine", "distill"] and [s["skill_id"] for s in skills] == ["a"]
+
+
+def test_a_missing_run_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run runs/siri-0: train it first"):
+        compare.policies(arguments(), "siri", 0)
