@@ -66,6 +66,8 @@ def policies(args, arm, seed):
     if not run.is_dir():
         raise UserError(f"no run {run}: train it first (recipes/compare.sh does)")
     found, skills = list(snapshots(run)), []
+    if not found:
+        raise UserError(f"no finished phase in {run}: train it to its end first")
     if arm.endswith("+skills"):
         skills = [s for s in skills_file(run / "mine" / "skills.jsonl") if s["status"] == "active"]
         found = [(folder, clocks) for folder, clocks in found if folder == run / "mine" / "policy" or "distill" in folder.parts]

@@ -1,28 +1,35 @@
 #!/usr/bin/env bash
 # SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer and falling rate, GiGPO alone
-# trains on for the wall-clock that mining and distilling took.  Resumable.  On two cores about 30 minutes a seed, a third of it evaluating snapshots.
+# trains on for the wall-clock that mining and distilling take.  The two stand side by side, one thread each, so that a busy machine slows
+# both alike.  Resumable.  On two cores about 13 minutes a seed, and 5 more to play the snapshots.
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
-#   bash recipes/compare.sh "0 1 2 3 4"                         the default
-#   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100   few games: runs/siri-few-0, ..., results/compare-few/
-#   MINUTES=52 SNAPSHOTS=4 bash recipes/compare.sh "0 1 2" hour  an hour instead of the default's 10 minutes of distillation
-#   bash recipes/compare.sh "0 1 2" shop --env webshop          WebShop; without WEBSHOP_DATA the generated shop
-#   WARMUP="--stop-at 0.08" MINUTES=57 SNAPSHOTS=6 bash recipes/compare.sh 0 real --env webshop    an hour in the real one
+#   bash recipes/compare.sh "0 1 2 3 4"                          the default
+#   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour      an hour instead of the default's 10 minutes of distillation
+#   WARMUP="--model runs/bases/less" bash recipes/compare.sh "0 1 2 3 4" less          another base: runs/siri-less-0, ..., results/compare-less/
+#   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100    few games
+#   bash recipes/compare.sh "0 1 2" shop --env webshop           WebShop; without WEBSHOP_DATA the generated shop
+#   WARMUP="--stop-at 0.08" MINUTES=57 bash recipes/compare.sh 0 real --env webshop     an hour in the real one
+# Splits that are played: SPLIT="held_out" while tuning; the first of them sets the mid-climb budget (recipes/compare.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-seeds=${1:-0 1 2 3 4} regime=${2:-}
+seeds=${1:-0 1 2 3 4} regime=${2:-} minutes=${MINUTES:-10}
 shift $(($# < 2 ? $# : 2))
-name=${regime:+-$regime}
+more=("$@") name=${regime:+-$regime}
+train() { # phase, run, its own arguments
+  [ -f "runs/$2/$1/done" ] || python "$1.py" --run "$2" --seed "$seed" --threads 1 --snapshots 0.2 "${more[@]}" "${@:3}"
+}
 for seed in $seeds; do
   siri=siri$name-$seed control=gigpo$name-$seed
-  for phase in warmup mine distill; do
-    case $phase in warmup) own=${WARMUP:-} ;; mine) own= ;; distill) own=${MINUTES:+--minutes $MINUTES} ;; esac
-    # shellcheck disable=SC2086  # several words or none
-    [ -f "runs/$siri/$phase/done" ] || python $phase.py --run "$siri" --seed "$seed" --snapshots "${SNAPSHOTS:-0.5}" $own "$@"
-  done
-  minutes=$(python -c "
-import json
-print(round(sum(json.load(open(f'runs/$siri/{p}/done'))['seconds'] for p in ('mine', 'distill')) / 60, 2))")
-  [ -f "runs/$control/warmup/done" ] || python warmup.py --run "$control" --seed "$seed" --model "runs/$siri/warmup/policy" \
-    --stop-at 0 --lr-end 0.1 --minutes "$minutes" --snapshots "${SNAPSHOTS:-0.5}" "$@"
+  # shellcheck disable=SC2086  # several words or none
+  train warmup "$siri" ${WARMUP:-}
+  train mine "$siri"
+  as_long=$(python -c "import json; print(round($minutes + json.load(open('runs/$siri/mine/done'))['seconds'] / 60, 2))")
+  train distill "$siri" --minutes "$minutes" &
+  one=$!
+  train warmup "$control" --model "runs/$siri/warmup/policy" --stop-at 0 --lr-end 0.1 --minutes "$as_long" &
+  wait $one
+  wait $!
 done
-python recipes/compare.py --arms "gigpo$name" "siri$name" --seeds $seeds --run "$siri" --out "results/compare$name"
+# shellcheck disable=SC2086
+python recipes/compare.py --arms "gigpo$name" "siri$name" "siri$name+skills" --seeds $seeds --run "$siri" --out "results/compare$name" \
+  --split ${SPLIT:-held_out valid_seen valid_unseen} --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}

@@ -1,22 +1,26 @@
 """Are the mined skills real?  Their paired effect on fresh games, beside the estimate that promoted them.
 
-    in      runs/NAME/mine/: policy/, skills.jsonl
-    out     a table; OUT/effects.jsonl (a line per skill: estimate of the phase, fresh effect with its interval, pairs), and
-            OUT/effects_by_type.jsonl (a line per task type: plain, with the best active skill, paired difference)
+    in      runs/NAME/mine/: policy/, skills.jsonl; for the summary of several runs also rejected.jsonl and runs/NAME/distill/
+    out     per run, beside its skills: effects.jsonl (a line per skill: estimate of the phase, fresh effect with its interval, pairs) and
+            effects_by_type.jsonl (a line per task type: plain, with the best active skill, paired difference)
+            --summary: OUT/effects.jsonl, effects_by_type.jsonl (all runs), table.md, effects.png
 
-    python recipes/effects.py --run default
+    python recipes/effects.py --run siri-0
+    python recipes/effects.py --summary siri-0 siri-1 siri-2 --out results/effects
 
 Every skill that was tried is shown on held-out training games that it fits (of its task type, or that name its object): one skill and one
 plain episode per game and repetition, the same policy and temperature as in phase 1.  The phase's own estimate is biased upwards by the
 choice; this one is not, and it says which promotion rule would have kept the better skills.  By task type, every game is played with the
-skill that retrieval gives it from the active bank; --type-repetitions 40 makes the intervals about +-3 points (20 minutes of one core).
+skill that retrieval gives it from the active bank; 40 repetitions in all (over runs) make the intervals about +-3 points.
 """
 
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -30,6 +34,7 @@ from common import (  # noqa: E402
     policy_folder,
     positive_int,
     promotable,
+    read_jsonl,
     retrieve,
     rollout,
     run_script,
@@ -37,6 +42,11 @@ from common import (  # noqa: E402
     write_jsonl,
 )
 from evaluate import split_tasks  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+FILES = ("effects.jsonl", "effects_by_type.jsonl")
 
 
 def half_width(d):
@@ -85,13 +95,8 @@ def effects_by_type(policy, env, bank, tasks, args):
     return rows
 
 
-def main():
-    parser = base_parser(__doc__)
-    parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
-    parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
-    parser.add_argument("--type-repetitions", type=positive_int, default=4, help="pairs per game of the table by task type")
-    parser.add_argument("--out", help="output folder (default: the phase's)")
-    args = parse_args(parser)
+def one_run(args):
+    """Plays one run's skills on fresh games and writes both files beside them."""
     phase = finished_phase(Path("runs") / args.run / "mine")
     about = json.loads((phase / "args.json").read_text())["args"]
     skills = [s for s in skills_file(phase / "skills.jsonl") if s["n_eval"] >= 2]
@@ -121,13 +126,93 @@ def main():
             estimate, fresh = (np.average([r[key] for r in kept], weights=weights) for key in ("mean_delta", "fresh"))
             good = sum(r["fresh"] > about["tau_act"] for r in kept)
             print(f"rule {rule}: keeps {len(kept)}; mean effect {estimate:+.3f} by the phase, {fresh:+.3f} fresh; {good} above tau_act")
-    out = Path(args.out or phase)
-    out.mkdir(parents=True, exist_ok=True)
-    write_jsonl(out / "effects.jsonl", rows)
+    write_jsonl(phase / "effects.jsonl", rows)
     types = effects_by_type(policy, env, [s for s in skills if s["status"] == "active"], tasks, args)
     for row in types:
         print("{task_type:34s} plain {plain:.3f} with a skill {skill:.3f}  effect {effect:+.3f} +- {half:.3f} of {pairs}".format(**row))
-    write_jsonl(out / "effects_by_type.jsonl", types)
+    write_jsonl(phase / "effects_by_type.jsonl", types)
+
+
+# ---- several runs --------------------------------------------------------------------------------------------------------------
+
+
+def pooled(rows):
+    """One row of several runs' rows for the same task type: means weighted by pairs, and the half-width of all pairs together."""
+    n = np.array([row["pairs"] for row in rows])
+    row = {key: float(np.average([r[key] for r in rows], weights=n)) for key in ("plain", "skill", "effect")}
+    half = np.sqrt(np.sum((n * [r["half"] for r in rows]) ** 2)) / n.sum()  # runs are independent samples
+    return {"task_type": rows[0]["task_type"]} | row | {"half": float(half), "pairs": int(n.sum())}
+
+
+def life(run):
+    """What became of a run's skills: counts by what happened to them, and the minute of distillation at which the last one was retired."""
+    mine, distill = Path("runs") / run / "mine", Path("runs") / run / "distill"
+    skills, rejected = skills_file(mine / "skills.jsonl"), read_jsonl(mine / "rejected.jsonl")
+    reasons = Counter(r["reason"] for r in rejected)
+    row = {"run": run, "written": len(skills) + len(rejected), "rejected": ", ".join(f"{n} {why}" for why, n in reasons.items()) or "0"}
+    row |= {"tried": sum(s["n_eval"] > 0 for s in skills), "promoted": sum(s["status"] == "active" for s in skills)}
+    retired = sum(s["status"] == "retired" and s["n_eval"] > 0 for s in skills_file(distill / "skills.jsonl"))
+    metrics = read_jsonl(distill / "metrics.jsonl")
+    gone = next((line["elapsed"] / 60 for line in metrics if not line["bank"].get("active")), None)
+    return row | {"retired": retired, "last": f"{gone:.1f}" if gone else f"after {metrics[-1]['elapsed'] / 60:.1f}"}
+
+
+def draw(skills, types, path):
+    """Left: every tried skill's effect by the phase's own estimate and on fresh games.  Right: success by task type, plain and shown."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5))
+    for status, colour in (("active", "tab:green"), ("candidate", "tab:grey"), ("retired", "tab:red")):
+        part = [s for s in skills if s["status"] == status and s["pairs"] > 1]
+        x, y, half = ([s[key] for s in part] for key in ("mean_delta", "fresh", "half"))
+        left.errorbar(x, y, half, fmt="o", ms=4, lw=0.8, color=colour, label={"active": "promoted"}.get(status, status))
+    left.plot([-0.5, 1], [-0.5, 1], "k:", lw=0.8)
+    left.set(xlabel="effect by the phase's own pairs", ylabel="effect on fresh games, 95 %", title="skills that were tried")
+    x = np.arange(len(types))
+    for k, key in enumerate(("plain", "skill")):
+        half = [t["half"] if key == "skill" else 0 for t in types]
+        right.bar(x + 0.4 * k - 0.2, [t[key] for t in types], 0.38, yerr=half, capsize=2, label={"skill": "with the skill"}.get(key, key))
+    right.set_xticks(x, [t["task_type"].replace("_", " ").replace("pick ", "")[:18] for t in types], rotation=20, ha="right")
+    right.set(ylabel="success (95 % of the paired difference)", title="the policy that mined them, by task type", ylim=(0, 1))
+    for axis in (left, right):
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def summary(args):
+    """Tables and a figure of several runs' effects, from the files that single runs have written."""
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    folders = [Path("runs") / run / "mine" for run in args.summary]
+    skills, types = ([{"run": folder.parent.name} | row for folder in folders for row in read_jsonl(folder / name)] for name in FILES)
+    kinds = sorted({row["task_type"] for row in types} - {"all"})
+    rows = [pooled([row for row in types if row["task_type"] == kind]) for kind in [*kinds, "all"]]
+    lines = ["| task type | plain | with the skill | effect, 95 % | pairs |", "|---" * 5 + "|"]
+    lines += ["| {task_type} | {plain:.3f} | {skill:.3f} | {effect:+.3f} +- {half:.3f} | {pairs} |".format(**row) for row in rows]
+    lives = [life(run) for run in args.summary]
+    lines += ["", "| " + " | ".join(lives[0]) + " | by the phase | fresh |", "|---" * (len(lives[0]) + 2) + "|"]
+    for row in lives:
+        kept = [s for s in skills if s["run"] == row["run"] and s["status"] == "active" and s["pairs"]]
+        estimates = [np.average([s[key] for s in kept], weights=[s["pairs"] for s in kept]) for key in ("mean_delta", "fresh")]
+        lines.append("| " + " | ".join(map(str, row.values())) + " | {:+.3f} | {:+.3f} |".format(*estimates))
+    text = "\n".join(lines) + "\n"
+    for name, part in zip(FILES, (skills, types)):
+        write_jsonl(out / name, part)
+    (out / "table.md").write_text(text)
+    draw(skills, rows, out / "effects.png")
+    print(text)
+
+
+def main():
+    parser = base_parser(__doc__)
+    parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
+    parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
+    parser.add_argument("--type-repetitions", type=positive_int, default=4, help="pairs per game of the table by task type")
+    parser.add_argument("--summary", nargs="+", metavar="RUN", help="only sum up what these runs' effects have been measured to be")
+    parser.add_argument("--out", default="results/effects", help="output folder of --summary")
+    args = parse_args(parser)
+    summary(args) if args.summary else one_run(args)
 
 
 if __name__ == "__main__":
