@@ -9,6 +9,7 @@ import torch
 
 import common
 from common import Play, Row, UserError, assign_advantages, gigpo_advantages, merge_prefixes, rng, rollout, rows_of, token_logprobs
+from sampler import Sampler
 from tests.conftest import arguments
 
 
@@ -233,6 +234,41 @@ def test_an_episode_depends_neither_on_its_batch_nor_on_the_order(policy, env):
     together = rollout(policy, env, plays)
     alone = rollout(policy, env, plays[::-1], batch=2)[::-1]
     assert [[s["action"] for s in r["steps"]] for r in together] == [[s["action"] for s in r["steps"]] for r in alone]
+
+
+def sequences(*lengths):
+    """Token ids that differ from row to row."""
+    return [[3 + (7 * i + 5 * j) % 40 for j in range(n)] for i, n in enumerate(lengths)]
+
+
+@torch.inference_mode()
+def test_rows_go_on_with_their_own_cache_when_others_end(policy):
+    """The last rows move into the gaps, whatever order they are dropped in; every row's logits are those of a sampler without a past."""
+    rows = sequences(30, 5, 17, 40, 9, 23)
+    sampler = Sampler(policy, len(rows))
+    sampler.forward(rows, list(range(6)))
+    for still, moved in (([0, 2, 3, 5], [0, 5, 2, 3]), ([1, 3], [3, 1])):
+        order = sampler.keep(still)
+        assert order == moved and sorted(order) == still  # row 5 fills the gap of row 1; then row 3 that of row 0
+        rows = [rows[i] + [11, 12, 13] for i in order]
+        alone = [Sampler(policy, 1).forward([ids], [0])[0] for ids in rows]
+        assert torch.allclose(sampler.forward(rows, list(range(len(rows)))), torch.stack(alone), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_rows_that_wait_are_fed_later_and_long_rows_by_themselves(policy, monkeypatch):
+    fed, feed = [], Sampler.feed
+    monkeypatch.setattr(Sampler, "feed", lambda self, rows, tokens: fed.append([len(t) for t in tokens]) or feed(self, rows, tokens))
+    rows = sequences(20, 20, 20)
+    sampler = Sampler(policy, 3)
+    sampler.forward(rows, [0, 1, 2])
+    rows = [ids + list(range(5, 5 + n)) for ids, n in zip(rows, (2, 30, 15))]
+    sampler.forward(rows, [0])  # only the first row's logits are wanted: nobody is padded beyond its two tokens
+    assert fed == [[20, 20, 20], [2, 2, 2]]
+    logits = sampler.forward(rows, [1, 2])
+    assert fed[2:] == [[1, 12, 12], [12, 1], [4]]  # WIDTH for all, then what is left of the long ones
+    alone = [Sampler(policy, 1).forward([ids], [0])[0] for ids in rows[1:]]
+    assert torch.allclose(logits, torch.stack(alone), atol=1e-5)
 
 
 def test_prompts_built_step_by_step_equal_prompts_built_at_once(policy, env, records):
