@@ -33,6 +33,7 @@ def is_compact(style):
 # ---- compact style -------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(1_000)  # asked for at every step of an episode; shared, never modified
 def room_list(intro):
     """Receptacle classes of a reset observation with their counts, in the observation's order: {"cabinet": 6, ...}.
 
