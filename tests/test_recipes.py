@@ -78,6 +78,16 @@ def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
     assert used - {"--config", "--num"} <= known
 
 
+@pytest.mark.parametrize("recipe", ["compare", "ablations", "laptop", "laptop_hour"])
+def test_a_laptop_recipe_is_valid_shell_and_names_only_arguments_that_its_scripts_have(recipe):
+    path = HERE / "recipes" / f"{recipe}.sh"
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+    scripts = ["common.py", "warmup.py", "mine.py", "distill.py", "evaluate.py", "recipes/compare.py", "tiny/players.py"]
+    known = {flag for script in scripts for flag in flags_of(HERE / script)}
+    lines = [line.partition(" #")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
+    assert set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) <= known
+
+
 def flags_of(path):
     return re.findall(r'add_argument\(\s*"(--[a-z-]+)"', path.read_text())
 
