@@ -39,11 +39,13 @@ LEVEL = 0.7  # of the control's success: mid-climb
 
 
 def snapshots(run):
-    """Every policy kept of a run after its warm-up, in order: (folder, its clocks).  A control run is a warm-up that started from one."""
+    """Every policy kept of a run from its warm-up checkpoint on, in order: (folder, its clocks)."""
     phases = [p for p in ("warmup", "mine", "distill") if (run / p / "done").exists()]
-    if "mine" in phases:  # the warm-up checkpoint is where the clocks start
+    if "mine" in phases:  # the clocks start at the warm-up checkpoint
         yield run / "warmup" / "policy", dict.fromkeys(CLOCKS, 0)
         phases.remove("warmup")
+    elif "warmup" in phases:  # a control is a warm-up that started from another run's
+        yield Path(json.loads((run / "warmup" / "args.json").read_text())["args"]["model"]), dict.fromkeys(CLOCKS, 0)
     offset = dict.fromkeys(CLOCKS, 0)
     for phase in phases:
         lines = read_jsonl(run / phase / "metrics.jsonl")
@@ -83,6 +85,7 @@ def evaluate_all(args, env, splits, path):
     """Plays what points.jsonl lacks; returns all points."""
     points = read_jsonl(path) if path.exists() else []
     known = {(p["arm"], p["policy"], p["split"]) for p in points}
+    shared = {(p["policy"], p["split"]): p["wins"] for p in points if "+skills" not in p["arm"]}  # arms begin with the same policy
     for seed in args.seeds:
         for arm in args.arms:
             found, skills = policies(args, arm, seed)
@@ -91,9 +94,13 @@ def evaluate_all(args, env, splits, path):
                 for split in splits:
                     if (arm, str(folder), split) in known:
                         continue
-                    policy = policy or load_policy(folder, args)
-                    episodes = play_panel(policy, env, split_tasks(env, split), skills, args, split, arm)
-                    wins = "".join(str(int(e["success"])) for e in episodes)  # in the order of the split's sorted games
+                    wins = None if skills else shared.get((str(folder), split))
+                    if wins is None:
+                        policy = policy or load_policy(folder, args)
+                        episodes = play_panel(policy, env, split_tasks(env, split), skills, args, split, arm)
+                        wins = "".join(str(int(e["success"])) for e in episodes)  # in the order of the split's sorted games
+                    if not skills:
+                        shared[str(folder), split] = wins
                     about = {"arm": arm, "seed": seed, "policy": str(folder), "split": split} | clocks
                     points.append(about | {"success": wins.count("1") / len(wins), "wins": wins})
                     write_jsonl(path, points)

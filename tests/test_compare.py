@@ -94,6 +94,31 @@ def test_clocks_start_at_the_warm_up_checkpoint_and_add_up_over_phases(tmp_path,
     assert [c["minutes"] for _, c in compare.policies(args, "siri", 0)[0]] == [0, 3.0, 5.0]  # the nearest, and both ends
 
 
+def test_a_control_begins_with_the_checkpoint_that_it_was_trained_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs/gigpo-0/warmup", [60])
+    (tmp_path / "runs/gigpo-0/warmup/args.json").write_text(json.dumps({"args": {"model": "runs/siri-0/warmup/policy"}}))
+    write_run(tmp_path / "runs/abl-siri-0/distill", [60])  # an ablation has no warm-up of its own
+    assert [c["minutes"] for _, c in compare.policies(arguments(), "abl-siri", 0)[0]] == [1.0]
+    found, _ = compare.policies(arguments(), "gigpo", 0)
+    assert [(str(f), c["minutes"]) for f, c in found] == [("runs/siri-0/warmup/policy", 0), ("runs/gigpo-0/warmup/policy", 1.0)]
+
+
+def test_a_policy_that_two_arms_share_is_played_once(tmp_path, monkeypatch):
+    """The warm-up checkpoint's games count for both arms; with skills in the prompt they are other games."""
+    monkeypatch.chdir(tmp_path)
+    played = []
+    monkeypatch.setattr(compare, "policies", lambda args, arm, seed: ([("same", {"minutes": 0})], ["s"] if "+skills" in arm else []))
+    monkeypatch.setattr(compare, "load_policy", lambda folder, args: folder)
+    monkeypatch.setattr(compare, "split_tasks", lambda env, split: [])
+    monkeypatch.setattr(compare, "play_panel", lambda *about: played.append(about[-1]) or [{"success": True}, {"success": False}])
+    args = argparse.Namespace(arms=["gigpo", "siri", "siri+skills"], seeds=[0])
+    points = compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl")
+    assert played == ["gigpo", "siri+skills"] and [p["wins"] for p in points] == ["10"] * 3
+    assert compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl") == points
+    assert len(played) == 2  # going on plays nothing twice
+
+
 def test_an_arm_with_skills_begins_after_mining_and_shows_the_active_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for phase in ("warmup", "mine", "distill"):
