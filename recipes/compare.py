@@ -6,11 +6,12 @@
     python recipes/compare.py --arms gigpo siri siri+skills --seeds 0 1 2 --out results/compare
     python recipes/compare.py --final --arms abl-siri abl-useless --seeds 0 1 2     # final policies only, no curves
 
-Every policy plays every game of the splits once, with the same random stream for all of them (evaluate.py's), under the plain prompt; an
-arm NAME+skills is NAME from the end of mining on with the skills of mining in its prompt.  The first arm is what the others are compared
-with: over seeds, each against the same seed.  Budgets are the time at which the first arm reaches 0.70 on the FIRST split (name held_out
-there, and they are fixed before a validation split is looked at), and the end of the shortest run.  Clocks count training only, from the
-warm-up checkpoint that the arms of a seed share; validating skills is training.
+Every policy plays every game of the splits once, with the same random stream for all of them (evaluate.py's), under the plain prompt.  An
+arm NAME+skills plays two policies of NAME, that at the end of mining and the last one, with the skills of mining in the prompt: what these
+add is a table of its own.  The first arm is what the others are compared with: over seeds, each against the same seed.  Budgets are the
+time at which the first arm reaches 0.70 on the FIRST split (name held_out there, and they are fixed before a validation split is looked
+at), and the end of the shortest run.  Clocks count training only, from the warm-up checkpoint that the arms of a seed share; validating
+skills is training.
 
 Interrupted?  The same command goes on: points that are in the file are not played again.
 """
@@ -72,7 +73,7 @@ def policies(args, arm, seed):
         raise UserError(f"no finished phase in {run}: train it to its end first")
     if arm.endswith("+skills"):
         skills = [s for s in skills_file(run / "mine" / "skills.jsonl") if s["status"] == "active"]
-        found = [(folder, clocks) for folder, clocks in found if folder == run / "mine" / "policy" or "distill" in folder.parts]
+        found = [(folder, clocks) for folder, clocks in found if folder in (run / "mine" / "policy", found[-1][0])]
     if args.final:
         return found[-1:], skills
     if args.at:  # the policies nearest to these minutes, and the first and the last one
@@ -194,6 +195,27 @@ def final_table(points, args, splits):
     return "\n".join(lines) + "\n"
 
 
+def skills_table(points, args, env, splits):
+    """Markdown: what the mined skills add in the prompt, by task type and policy: all games of the splits, paired by game and seed.
+    The interval is over pairs (these skills, other games), the range over seeds."""
+    pairs = {}  # (phase whose last policy it is, task type) -> (seed, plain, with skills)
+    for shown in (p for p in points if p["arm"].endswith("+skills") and p["split"] in splits):
+        plain = next(p for p in points if (p["policy"], p["split"], "+skills" in p["arm"]) == (shown["policy"], shown["split"], False))
+        for task, without, using in zip(split_tasks(env, shown["split"]), plain["wins"], shown["wins"]):
+            for kind in (env.task_type(task), "all"):
+                pairs.setdefault((Path(shown["policy"]).parent.name, kind), []).append((shown["seed"], int(without), int(using)))
+    head = "| policy after | task type | plain | with skills | effect | by seed | pairs |"
+    lines = ["\n**skills in the prompt**\n", head, "|---" * 7 + "|"]
+    for (phase, kind), rows in sorted(pairs.items(), key=lambda item: (item[0][0] != "mine", item[0][1])):
+        seed, plain, shown = np.array(rows).T
+        d = shown - plain
+        half = 1.96 * d.std(ddof=1) / np.sqrt(len(d))
+        means = [d[seed == one].mean() for one in sorted(set(seed))]
+        row = f"| {phase} | {kind} | {plain.mean():.3f} | {shown.mean():.3f} | {d.mean():+.3f} +- {half:.3f} "
+        lines.append(row + f"| {min(means):+.2f} to {max(means):+.2f} | {len(d)} |")
+    return "\n".join(lines) + "\n"
+
+
 # ---- figures -------------------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +283,10 @@ def main():
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     points = evaluate_all(args, env, splits, out / "points.jsonl")
+    shown = [arm for arm in args.arms if arm.endswith("+skills")]
+    args.arms = [arm for arm in args.arms if arm not in shown]
     text = final_table(points, args, splits) if args.final else table(points, args, splits) + table(points, args, splits, "episodes")
+    text += skills_table(points, args, env, splits) if shown else ""
     what = env.describe(splits[-1] if splits[-1] in env.split_names else env.split_names[0])  # held_out is a part of the first
     what = what.partition(" in /")[0]  # no path of this machine
     (out / "table.md").write_text(f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}")

@@ -130,6 +130,18 @@ def test_an_arm_with_skills_begins_after_mining_and_shows_the_active_ones(tmp_pa
     assert [f.parent.name for f, _ in found] == ["mine", "distill"] and [s["skill_id"] for s in skills] == ["a"]
 
 
+def test_what_skills_add_is_paired_by_game_and_seed(monkeypatch):
+    """Two games and two seeds of the policy that mined: plain wins 1 of 4, with skills 3 of 4."""
+    monkeypatch.setattr(compare, "split_tasks", lambda env, split: ["a", "b"])
+    world = argparse.Namespace(task_type=lambda task: f"type {task}")
+    points = [point(arm, seed, "valid", 1, wins) | {"policy": f"runs/siri-{seed}/mine/policy"}
+              for arm, by_seed in (("siri", ("01", "00")), ("siri+skills", ("11", "10"))) for seed, wins in enumerate(by_seed)]  # fmt: skip
+    text = compare.skills_table(points, arguments(), world, ["valid"])
+    half = 1.96 * np.std([1, 0, 1, 0], ddof=1) / 2
+    assert f"| mine | all | 0.250 | 0.750 | +0.500 +- {half:.3f} | +0.50 to +0.50 | 4 |" in text
+    assert "| mine | type a | 0.000 | 1.000 | +1.000 +- 0.000 | +1.00 to +1.00 | 2 |" in text
+
+
 def test_a_missing_run_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run runs/siri-0: train it first"):
