@@ -48,6 +48,7 @@ def begin(device):
     if world() > 1 and not dist.is_initialized():
         # objects go over gloo on any machine.  A rollout may keep a process waiting for long; one that died is noticed without a timeout
         dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timedelta(hours=6))
+        agree(None)  # all have joined before one may leave with a mistake, or the others would only see it gone
     return device
 
 
