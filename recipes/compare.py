@@ -76,9 +76,9 @@ def policies(args, arm, seed):
         found = [(folder, clocks) for folder, clocks in found if folder in (run / "mine" / "policy", found[-1][0])]
     if args.final:
         return found[-1:], skills
-    if args.at:  # the policies nearest to these minutes, and the first and the last one
+    if args.at:  # the policies nearest to these minutes, the first one, that which has mined, and the last one
         near = [min(found, key=lambda f, m=m: abs(f[1]["minutes"] - m)) for m in args.at]
-        found = [f for f in found if f in near or f in (found[0], found[-1])]
+        found = [f for f in found if f in near or f in (found[0], found[-1]) or f[0] == run / "mine" / "policy"]
     return found, skills
 
 
@@ -200,7 +200,10 @@ def skills_table(points, args, env, splits):
     The interval is over pairs (these skills, other games), the range over seeds."""
     pairs = {}  # (phase whose last policy it is, task type) -> (seed, plain, with skills)
     for shown in (p for p in points if p["arm"].endswith("+skills") and p["split"] in splits):
-        plain = next(p for p in points if (p["policy"], p["split"], "+skills" in p["arm"]) == (shown["policy"], shown["split"], False))
+        twin = [shown[key] for key in ("seed", "split", "iterations")] + [
+            shown["arm"].removesuffix("+skills")
+        ]  # an iteration has one policy
+        plain = next(p for p in points if [p[key] for key in ("seed", "split", "iterations", "arm")] == twin)
         for task, without, using in zip(split_tasks(env, shown["split"]), plain["wins"], shown["wins"]):
             for kind in (env.task_type(task), "all"):
                 pairs.setdefault((Path(shown["policy"]).parent.name, kind), []).append((shown["seed"], int(without), int(using)))

@@ -91,7 +91,7 @@ def test_clocks_start_at_the_warm_up_checkpoint_and_add_up_over_phases(tmp_path,
     ]  # fmt: skip
     assert skills == []
     args.at = [2.9]
-    assert [c["minutes"] for _, c in compare.policies(args, "siri", 0)[0]] == [0, 3.0, 5.0]  # the nearest, and both ends
+    assert [c["minutes"] for _, c in compare.policies(args, "siri", 0)[0]] == [0, 2.0, 3.0, 5.0]  # the nearest, the miner, both ends
 
 
 def test_a_control_begins_with_the_checkpoint_that_it_was_trained_from(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_what_skills_add_is_paired_by_game_and_seed(monkeypatch):
     """Two games and two seeds of the policy that mined: plain wins 1 of 4, with skills 3 of 4."""
     monkeypatch.setattr(compare, "split_tasks", lambda env, split: ["a", "b"])
     world = argparse.Namespace(task_type=lambda task: f"type {task}")
-    points = [point(arm, seed, "valid", 1, wins) | {"policy": f"runs/siri-{seed}/mine/policy"}
+    points = [point(arm, seed, "valid", 1, wins) | {"policy": f"runs/siri-{seed}/mine/policy", "iterations": 2}
               for arm, by_seed in (("siri", ("01", "00")), ("siri+skills", ("11", "10"))) for seed, wins in enumerate(by_seed)]  # fmt: skip
     text = compare.skills_table(points, arguments(), world, ["valid"])
     half = 1.96 * np.std([1, 0, 1, 0], ddof=1) / 2
