@@ -9,8 +9,8 @@
 Every policy plays every game of the splits once, with the same random stream for all of them (evaluate.py's), under the plain prompt.  An
 arm NAME+skills plays two policies of NAME, that at the end of mining and the last one, with the skills of mining in the prompt: what these
 add is a table of its own.  The first arm is what the others are compared with: over seeds, each against the same seed.  Budgets are the
-time at which the first arm reaches 0.70 on the FIRST split (name held_out there, and they are fixed before a validation split is looked
-at), and the end of the shortest run.  Clocks count training only, from the warm-up checkpoint that the arms of a seed share; validating
+time at which the first arm reaches 0.70 on the FIRST split (held_out, training games set aside: so they are fixed before a validation
+split is looked at), and the end of the shortest run.  Clocks count training only, from the warm-up checkpoint that the arms of a seed share; validating
 skills is training.
 
 Interrupted?  The same command goes on: points that are in the file are not played again.
@@ -274,7 +274,7 @@ def main():
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--arms", nargs="+", default=["gigpo", "siri"], help="names of runs before -SEED; the first one is the control")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
-    parser.add_argument("--split", nargs="+", help="splits (default: both validation splits; held_out: training games set aside)")
+    parser.add_argument("--split", nargs="+", help="splits (default: held_out, unless --final, and those of validation)")
     parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
     parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
@@ -282,7 +282,7 @@ def main():
     parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
     env = make_env(args)
-    splits = args.split or env.split_names[1:]
+    splits = args.split or ["held_out"][args.final :] + list(env.split_names[1:])
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     points = evaluate_all(args, env, splits, out / "points.jsonl")

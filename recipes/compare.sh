@@ -9,7 +9,7 @@
 #   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100    few games
 #   bash recipes/compare.sh "0 1 2" shop --env webshop           WebShop; without WEBSHOP_DATA the generated shop
 #   WARMUP="--stop-at 0.08" MINUTES=57 bash recipes/compare.sh 0 real --env webshop     an hour in the real one
-# Splits that are played: SPLIT="held_out" while tuning; the first of them sets the mid-climb budget (recipes/compare.py).
+# SPLIT="held_out" plays only training games that were set aside: for tuning.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds=${1:-0 1 2 3 4} regime=${2:-} minutes=${MINUTES:-10}
@@ -32,4 +32,4 @@ for seed in $seeds; do
 done
 # shellcheck disable=SC2086
 python recipes/compare.py --arms "gigpo$name" "siri$name" "siri$name+skills" --seeds $seeds --run "$siri" --out "results/compare$name" \
-  --split ${SPLIT:-held_out valid_seen valid_unseen} --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}
+  ${SPLIT:+--split $SPLIT} --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}
