@@ -10,8 +10,8 @@ Every policy plays every game of the splits once, with the same random stream fo
 arm NAME+skills plays two policies of NAME, that at the end of mining and the last one, with the skills of mining in the prompt: what these
 add is a table of its own.  The first arm is what the others are compared with: over seeds, each against the same seed.  Budgets are the
 time at which the first arm reaches 0.70 on the FIRST split (held_out, training games set aside: so they are fixed before a validation
-split is looked at), and the end of the shortest run.  Clocks count training only, from the warm-up checkpoint that the arms of a seed share; validating
-skills is training.
+split is looked at), and the end of the shortest run.  Clocks count training only, from the warm-up checkpoint that the arms of a seed
+share; validating skills is training.
 
 Interrupted?  The same command goes on: points that are in the file are not played again.
 """
