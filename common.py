@@ -403,7 +403,7 @@ def play_together(policy, env, plays, temperature, max_response, bar):
         answers = sampler.sample(prompts, choices, [streams[e] for e in alive], max_response)
         still = [k for k, (e, answer) in enumerate(zip(alive, answers)) if not e.answer(policy, *answer)]
         bar.update(len(alive) - len(still))
-        alive = [alive[k] for k in (sampler.keep(still) if len(still) < len(alive) else still)]
+        alive = [alive[k] for k in sampler.keep(still)]
     return [e.record for e in episodes]
 
 

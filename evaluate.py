@@ -125,6 +125,11 @@ def wilson(wins):
     return sum(wins) / len(wins), interval.low, interval.high
 
 
+def half_width(d):
+    """Half of the 95 % interval of a mean over pairs (an array of differences); nan for a single one."""
+    return 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
+
+
 def per_task(results):
     """{task_id: mean success over repetitions}."""
     tasks = {}
@@ -184,6 +189,11 @@ def print_table(rows, baseline):
 # ---- figures -------------------------------------------------------------------------------------------------------------------
 
 
+def tick(kind):
+    """A task type as it stands below a bar."""
+    return kind.replace("_", " ").replace("pick ", "")[:18]
+
+
 def bars(rows, path, by_type):
     """Success with intervals by arm: over all games, or by task type."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
@@ -196,7 +206,7 @@ def bars(rows, path, by_type):
             x = np.arange(len(names)) + (i - (len(part) - 1) / 2) * 0.8 / len(part)
             rate, low, high = map(np.array, zip(*values))
             axis.bar(x, rate, 0.75 / len(part), yerr=[np.maximum(rate - low, 0), np.maximum(high - rate, 0)], label=row["arm"], capsize=2)
-        axis.set_xticks(np.arange(len(names)), [n.replace("_", " ").replace("pick ", "")[:18] for n in names], rotation=20, ha="right")
+        axis.set_xticks(np.arange(len(names)), [tick(n) for n in names], rotation=20, ha="right")
         axis.set_title(split)
         axis.grid(axis="y", alpha=0.3)
     axes[0][0].set_ylabel("success, 95 % interval")

@@ -104,8 +104,8 @@ class Sampler:
             if len(known) == len(ids):  # logits are wanted once more: feed the last token again
                 known = self.cached[i] = known[:-1]
             new.append(ids[len(known) :])
-        width = max(len(new[i]) for i in wanted)
-        new = [ids if i in wanted else ids[:width] for i, ids in enumerate(new)]
+        longest = max(len(new[i]) for i in wanted)
+        new = [ids if i in wanted else ids[:longest] for i, ids in enumerate(new)]
         hidden = {}  # of every row's last token so far
         while any(new):
             left = [i for i, ids in enumerate(new) if ids]

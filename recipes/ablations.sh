@@ -8,13 +8,18 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 seeds=${1:-0 1 2} iterations=${2:-6} source=${SOURCE:-siri}
 shift $(($# < 2 ? $# : 2))
-more=("$@")
+more=("$@") pids=
 mkdir -p runs
 python -m tiny.players >runs/oracle.jsonl
 python -m tiny.players --useless >runs/useless.jsonl
 beside() { # runs a command beside at most JOBS - 1 others
   while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-1}" ]; do wait -n; done
   "$@" &
+  pids="$pids $!"
+}
+join() { # waits for all of them, and fails where one has failed
+  for pid in $pids; do wait "$pid"; done
+  pids=
 }
 train() { # phase, run, its arguments
   [ -f "runs/$2/$1/done" ] || python "$1.py" --run "$2" "${@:3}" "${more[@]}"
@@ -26,7 +31,7 @@ distil() { # name, source run, its arguments
 for seed in $seeds; do # skills that no pair has tested, before they are used
   beside train mine "abl-untested-$seed" --from "runs/$source-$seed/warmup" --seed "$seed" --promote-all
 done
-wait
+join
 for seed in $seeds; do
   arms=
   other=$(printf '%s\n' $seeds | grep -vx "$seed" | head -1 || true)
@@ -49,7 +54,7 @@ for seed in $seeds; do
       $([ $arm = gigpo-twice ] && echo --groups 32)
   done
 done
-wait
+join
 for temperature in 0.4 1.0; do
   # shellcheck disable=SC2086
   python recipes/compare.py --final --arms $arms --seeds $seeds --temperature $temperature --out "results/ablations-t$temperature" \

@@ -27,7 +27,7 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import UserError, base_parser, load_policy, make_env, parse_args, read_jsonl, run_script, skills_file, write_jsonl  # noqa: E402
-from evaluate import play_panel, split_tasks  # noqa: E402
+from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -86,7 +86,7 @@ def evaluate_all(args, env, splits, path):
     """Plays what points.jsonl lacks; returns all points."""
     points = read_jsonl(path) if path.exists() else []
     known = {(p["arm"], p["policy"], p["split"]) for p in points}
-    shared = {(p["policy"], p["split"]): p["wins"] for p in points if "+skills" not in p["arm"]}  # arms begin with the same policy
+    played = {(p["policy"], p["split"], p["arm"].endswith("+skills")): p["wins"] for p in points}  # arms begin with the same policy
     for seed in args.seeds:
         for arm in args.arms:
             found, skills = policies(args, arm, seed)
@@ -95,13 +95,12 @@ def evaluate_all(args, env, splits, path):
                 for split in splits:
                     if (arm, str(folder), split) in known:
                         continue
-                    wins = None if skills else shared.get((str(folder), split))
-                    if wins is None:
+                    panel = str(folder), split, arm.endswith("+skills")
+                    if panel not in played:
                         policy = policy or load_policy(folder, args)
                         episodes = play_panel(policy, env, split_tasks(env, split), skills, args, split, arm)
-                        wins = "".join(str(int(e["success"])) for e in episodes)  # in the order of the split's sorted games
-                    if not skills:
-                        shared[str(folder), split] = wins
+                        played[panel] = "".join(str(int(e["success"])) for e in episodes)  # in the order of the split's sorted games
+                    wins = played[panel]
                     about = {"arm": arm, "seed": seed, "policy": str(folder), "split": split} | clocks
                     points.append(about | {"success": wins.count("1") / len(wins), "wins": wins})
                     write_jsonl(path, points)
@@ -195,16 +194,14 @@ def final_table(points, args, splits):
     return "\n".join(lines) + "\n"
 
 
-def skills_table(points, args, env, splits):
+def skills_table(points, env, splits):
     """Markdown: what the mined skills add in the prompt, by task type and policy: all games of the splits, paired by game and seed.
     The interval is over pairs (these skills, other games), the range over seeds."""
+    wins = {(p["arm"], p["seed"], p["split"], p["iterations"]): p["wins"] for p in points}  # an iteration has one policy
     pairs = {}  # (phase whose last policy it is, task type) -> (seed, plain, with skills)
     for shown in (p for p in points if p["arm"].endswith("+skills") and p["split"] in splits):
-        twin = [shown[key] for key in ("seed", "split", "iterations")] + [
-            shown["arm"].removesuffix("+skills")
-        ]  # an iteration has one policy
-        plain = next(p for p in points if [p[key] for key in ("seed", "split", "iterations", "arm")] == twin)
-        for task, without, using in zip(split_tasks(env, shown["split"]), plain["wins"], shown["wins"]):
+        plain = wins[shown["arm"].removesuffix("+skills"), shown["seed"], shown["split"], shown["iterations"]]
+        for task, without, using in zip(split_tasks(env, shown["split"]), plain, shown["wins"]):
             for kind in (env.task_type(task), "all"):
                 pairs.setdefault((Path(shown["policy"]).parent.name, kind), []).append((shown["seed"], int(without), int(using)))
     head = "| policy after | task type | plain | with skills | effect | by seed | pairs |"
@@ -212,9 +209,8 @@ def skills_table(points, args, env, splits):
     for (phase, kind), rows in sorted(pairs.items(), key=lambda item: (item[0][0] != "mine", item[0][1])):
         seed, plain, shown = np.array(rows).T
         d = shown - plain
-        half = 1.96 * d.std(ddof=1) / np.sqrt(len(d))
         means = [d[seed == one].mean() for one in sorted(set(seed))]
-        row = f"| {phase} | {kind} | {plain.mean():.3f} | {shown.mean():.3f} | {d.mean():+.3f} +- {half:.3f} "
+        row = f"| {phase} | {kind} | {plain.mean():.3f} | {shown.mean():.3f} | {d.mean():+.3f} +- {half_width(d):.3f} "
         lines.append(row + f"| {min(means):+.2f} to {max(means):+.2f} | {len(d)} |")
     return "\n".join(lines) + "\n"
 
@@ -257,8 +253,7 @@ def draw_types(points, args, env, splits, path):
                 mean, low, high = np.array(bands).T
                 x = np.arange(len(games)) + (k - (len(args.arms) - 1) / 2) * 0.8 / len(args.arms)
                 axis.bar(x, mean, 0.75 / len(args.arms), yerr=[mean - low, high - mean], capsize=2, label=arm)
-            names = [kind.replace("_", " ").replace("pick ", "")[:18] for kind in sorted(games)]
-            axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+            axis.set_xticks(range(len(games)), [tick(kind) for kind in sorted(games)], rotation=20, ha="right")
             axis.set_title(f"{split}, {name} ({at:.1f} minutes)")
             axis.grid(axis="y", alpha=0.3)
             axis.set_ylim(0, 1)
@@ -289,7 +284,7 @@ def main():
     shown = [arm for arm in args.arms if arm.endswith("+skills")]
     args.arms = [arm for arm in args.arms if arm not in shown]
     text = final_table(points, args, splits) if args.final else table(points, args, splits) + table(points, args, splits, "episodes")
-    text += skills_table(points, args, env, splits) if shown else ""
+    text += skills_table(points, env, splits) if shown else ""
     what = env.describe(splits[-1] if splits[-1] in env.split_names else env.split_names[0])  # held_out is a part of the first
     what = what.partition(" in /")[0]  # no path of this machine
     (out / "table.md").write_text(f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}")

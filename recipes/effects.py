@@ -41,17 +41,12 @@ from common import (  # noqa: E402
     skills_file,
     write_jsonl,
 )
-from evaluate import split_tasks  # noqa: E402
+from evaluate import half_width, split_tasks, tick  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 FILES = ("effects.jsonl", "effects_by_type.jsonl")
-
-
-def half_width(d):
-    """Half of the 95 % interval of a mean over pairs; nan for a single one."""
-    return 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
 
 
 def fresh_effects(policy, env, skills, tasks, args):
@@ -170,7 +165,7 @@ def draw(skills, types, path):
     for k, key in enumerate(("plain", "skill")):
         half = [t["half"] if key == "skill" else 0 for t in types]
         right.bar(x + 0.4 * k - 0.2, [t[key] for t in types], 0.38, yerr=half, capsize=2, label={"skill": "with the skill"}.get(key, key))
-    right.set_xticks(x, [t["task_type"].replace("_", " ").replace("pick ", "")[:18] for t in types], rotation=20, ha="right")
+    right.set_xticks(x, [tick(t["task_type"]) for t in types], rotation=20, ha="right")
     right.set(ylabel="success (95 % of the paired difference)", title="the policy that mined them, by task type", ylim=(0, 1))
     for axis in (left, right):
         axis.legend(fontsize=8)
