@@ -139,7 +139,7 @@ def shard(model, dtype, device):
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed, reshard_after_forward=not keep)
     fully_shard(model, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
-    model.run = lambda function, *args: function(*args)
+    model.run = lambda function, *args: tuple(value.clone() for value in function(*args))  # FSDP2 hangs hooks on these: no views
     register_fsdp_forward_method(model, "run")
 
 

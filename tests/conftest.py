@@ -1,11 +1,15 @@
-"""Shared stand-ins: a tiny random policy with the real vocabulary, and arguments as the phases have them."""
+"""Shared stand-ins: a tiny random policy with the real vocabulary, arguments as the phases have them, processes that start clean."""
 
 import argparse
+import multiprocessing
+import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
@@ -14,6 +18,8 @@ from envs.alfworld import AlfWorld
 from tiny import alfworld_lessons, build
 
 torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that tests start
+constants.HF_HUB_OFFLINE = True  # a name that is no folder is not looked for in the Hub
 
 
 def arguments(**changes):
@@ -23,6 +29,39 @@ def arguments(**changes):
     args = parser.parse_args([])
     common.skill_arguments(parser)
     return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | {"mini_batch_rows": 1200} | changes)
+
+
+# Forked from a server that has imported the packages and computed nothing.  A fork of the tests' own process would believe in OpenMP
+# threads that did not come along: it stops with an error, or waits for them for ever.
+CLEAN = multiprocessing.get_context("forkserver")
+CLEAN.set_forkserver_preload(["tests.conftest", "warmup", "mine", "distill", "evaluate", "large"])
+
+
+def start(function, *arguments, out=os.devnull, **variables):
+    """function(*arguments) in a process of its own, in this folder, with these environment variables; it writes to the file `out`."""
+    here = os.getcwd()
+    process = CLEAN.Process(target=at_work, args=(here, {**os.environ, **variables}, out, function, arguments))
+    os.chdir(Path(__file__).parent.parent)  # the server finds its modules here
+    process.start()
+    os.chdir(here)
+    return process
+
+
+def at_work(folder, variables, out, function, arguments):
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.stdout = sys.stderr = open(out, "w", buffering=1)
+    function(*arguments)
+
+
+def ended(process, seconds=300):
+    """The exit code; negative, the signal that killed it.  A process that goes on for longer fails the test."""
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        pytest.fail(f"a process was still running after {seconds} s")
+    return process.exitcode
 
 
 def free_port():

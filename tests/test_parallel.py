@@ -1,13 +1,13 @@
 """Several processes against one: the same update, whole checkpoints, a process that dies.   pytest tests/test_parallel.py
 
-Processes are forked here and talk over gloo, replicated or sharded by FSDP2; one test goes through `accelerate launch`."""
+The processes talk over gloo, replicated or sharded by FSDP2; one test goes through `accelerate launch`."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import traceback
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,7 +24,7 @@ import mine
 import parallel
 import warmup
 from common import Play, UserError, assign_advantages, rollout, rows_of
-from tests.conftest import arguments, free_port, make_chat_model
+from tests.conftest import arguments, ended, free_port, make_chat_model, start
 from tests.toy import Doors
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
@@ -43,29 +43,12 @@ def own_folder(tmp_path, monkeypatch, model_folder):
 
 
 def launch(n, function, shard=False):
-    """Calls function() in n forked processes of one run; returns their exit codes and what each wrote to stderr."""
-    port, children = free_port(), []
-    for rank in range(n):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                sys.stdout = sys.stderr = open(f"stderr.{rank}", "w")
-                os.environ.update(RANK=str(rank), WORLD_SIZE=str(n), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(n))
-                os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), ACCELERATE_USE_FSDP=str(shard).lower())
-                function()
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else 1
-                print(end.code)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    return codes, [Path(f"stderr.{rank}").read_text() for rank in range(n)]
+    """Calls function() in n processes of one run; returns their exit codes and what each wrote."""
+    common_to_all = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    common_to_all["ACCELERATE_USE_FSDP"] = str(shard).lower()
+    children = [start(function, out=f"out.{r}", RANK=str(r), LOCAL_RANK=str(r), **common_to_all) for r in range(n)]
+    codes = [ended(child) for child in children]
+    return codes, [Path(f"out.{r}").read_text() for r in range(n)]
 
 
 def succeeds(n, function, shard=False):
@@ -118,7 +101,7 @@ def one_update(records, folder, **changes):
 @WAYS
 def test_an_update_is_the_same_with_one_process_and_with_several(records, n, shard):
     one_update(records, "one")
-    succeeds(n, lambda: one_update(records, "many"), shard)
+    succeeds(n, partial(one_update, records, "many"), shard)
     same_weights("one", "many")
     with pytest.raises(AssertionError):
         same_weights("model", "many")
@@ -146,7 +129,7 @@ def test_every_process_runs_equally_many_micro_batches_and_each_counts_once(monk
 def test_an_update_with_lora_is_the_same_with_one_process_and_with_two(records, dtype, shard):
     changes = dict(lora_rank=4, gradient_checkpointing=True, dtype=dtype)
     one_update(records, "one", **changes)
-    succeeds(2, lambda: one_update(records, "many", **changes), shard)
+    succeeds(2, partial(one_update, records, "many", **changes), shard)
     same_weights("one", "many", 1e-5 if dtype == "float32" else 2e-2)  # bfloat16 rounds to 3 digits
     with pytest.raises(AssertionError):
         same_weights("model", "many")
@@ -156,13 +139,14 @@ def test_an_update_with_lora_is_the_same_with_one_process_and_with_two(records, 
 
 
 def phase(script, arguments, toy=True):
-    def run():
-        if toy:
-            common.make_env = lambda args: Doors()
-        sys.argv = [f"{script.__name__}.py", *arguments]
-        common.run_script(script.main)
+    return partial(play, script.main, arguments, toy)
 
-    return run
+
+def play(main, arguments, toy):
+    if toy:
+        common.make_env = evaluate.make_env = lambda args: Doors()
+    sys.argv = [f"{main.__module__}.py", *arguments]
+    common.run_script(main)
 
 
 def in_one_process(script, arguments):
@@ -190,7 +174,6 @@ def test_all_three_phases_run_in_two_processes():
     succeeds(2, phase(mine, [*arguments, "--mine-every", "3", "--promote-all", "--per-type", "8", "--max-skill-tokens", "8"]), True)
     succeeds(2, phase(distill, [*arguments, "--k-warm", "0"]), True)
     assert Path("runs/default/distill/policy/model.safetensors").exists()
-    evaluate.make_env = lambda args: Doors()
     games = ["--games", "6", "--repetitions", "1", "--threads", "1", "--device", "cpu"]
     for n in (1, 2):
         succeeds(n, phase(evaluate, [*games, "--out", f"evaluate{n}"]))
@@ -214,21 +197,21 @@ def test_every_process_has_a_vllm_engine_of_its_own(shard):
 
 
 def dies_in_iteration(k, script, arguments, ranks):
+    return partial(die, k, script.main, arguments, ranks)
+
+
+def die(k, main, arguments, ranks):
     """The phase, in which some processes are killed within iteration k's update."""
+    update, calls = common.update, []
 
-    def run():
-        update, calls = common.update, []
+    def fatal(*given):
+        calls.append(1)
+        if parallel.rank() in ranks and len(calls) == k + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return update(*given)
 
-        def fatal(*given):
-            calls.append(1)
-            if parallel.rank() in ranks and len(calls) == k + 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return update(*given)
-
-        script.update = fatal
-        phase(script, arguments)()
-
-    return run
+    sys.modules[main.__module__].update = fatal
+    play(main, arguments, toy=True)
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, False), (2, True))])

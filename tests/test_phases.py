@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +18,7 @@ import evaluate
 import mine
 import warmup
 from common import UserError
-from tests.conftest import run_main
+from tests.conftest import ended, run_main, start
 from tests.toy import Doors
 
 SMALL = "--groups 6 --group-size 4 --threads 1 --mini-batch-rows 30 --seed 1 --lr 0.003 --model model".split()
@@ -68,10 +66,10 @@ def weights(phase):
 # ---- robustness ----
 
 
-def child(script, arguments):
-    sys.argv = [script.__name__, *arguments]
-    sys.stdout = sys.stderr = open(os.devnull, "w")
-    script.main()
+def child(main, arguments):
+    common.make_env = lambda args: Doors()
+    sys.argv = [main.__module__, *arguments]
+    main()
 
 
 @pytest.mark.slow
@@ -81,19 +79,19 @@ def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, fin
     for before in names[: names.index(script.__name__)]:
         shutil.copytree(finished / "default" / before, f"runs/default/{before}")
     done = json.loads((finished / "default" / script.__name__ / "done").read_text())
-    fork, stream, kills = multiprocessing.get_context("fork"), random.Random(script.__name__), 0
+    stream, kills = random.Random(script.__name__), 0
     while True:
-        process = fork.Process(target=child, args=(script, PHASES[script]))
-        process.start()
-        process.join(stream.uniform(0.02, 0.7 * done["seconds"]) if kills < 10 else 300)
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
+        process = start(child, script.main, PHASES[script])
+        if kills < 10:
+            process.join(stream.uniform(0.02, 0.7 * done["seconds"]))
+        if kills < 10 and process.is_alive():
+            process.kill()
             process.join()
             kills += 1
             if not os.path.exists(f"runs/default/{script.__name__}/done"):
                 continue  # else the kill came after the last write
         else:
-            assert process.exitcode == 0
+            assert ended(process) == 0
         same_as_uninterrupted(script.__name__, finished)
         if kills == 10:
             break
