@@ -11,7 +11,7 @@
 Every skill that was tried is shown on held-out training games that it fits (of its task type, or that name its object): one skill and one
 plain episode per game and repetition, the same policy and temperature as in phase 1.  The phase's own estimate is biased upwards by the
 choice; this one is not, and it says which promotion rule would have kept the better skills.  By task type, every game is played with the
-skill that retrieval gives it from the active bank; 40 repetitions in all (over runs) make the intervals about +-3 points.
+skill that retrieval gives it from the active bank; 1,500 pairs of a type in all (over runs) make its interval about +-3 points.
 """
 
 import argparse
@@ -68,19 +68,21 @@ def fresh_effects(policy, env, skills, tasks, args):
 
 
 def effects_by_type(policy, env, bank, tasks, args):
-    """A row per task type, and one for all: success without a skill and with the active one that fits best, and the paired difference.
-    Intervals are over pairs of these games, not over games."""
-    world, plays = env.fork(), []
+    """A row per task type: success without a skill and with the active one that fits best, and the paired difference.
+    A type's games are played in turns until there are enough pairs: the intervals are over pairs of these games, not over games."""
+    world, fits, plays = env.fork(), {}, []
     for task in tasks:
         world.reset(task)
-        skills = retrieve(bank, world.task, env.task_type(task), 1)
-        for r in range(args.type_repetitions if skills else 0):
+        if skills := retrieve(bank, world.task, env.task_type(task), 1):
+            fits.setdefault(env.task_type(task), []).append((task, skills))
+    for games in fits.values():
+        for n in range(args.type_pairs):
+            (task, skills), r = games[n % len(games)], n // len(games)
             plays += [Play(task, task, ("types", arm, task, r), shown) for arm, shown in (("plain", []), ("skill", skills))]
     records = rollout(policy, env, plays, 1.0, args.rollout_batch, args.max_response, args.threads)
     pairs = {}  # type -> one (plain, skill) pair of success per game and repetition
     for plain, skill in zip(records[::2], records[1::2]):
-        for kind in (plain["task_type"], "all"):
-            pairs.setdefault(kind, []).append((plain["success"], skill["success"]))
+        pairs.setdefault(plain["task_type"], []).append((plain["success"], skill["success"]))
     rows = []
     for kind, both in sorted(pairs.items()):
         plain, skill = np.array(both, dtype=float).T
@@ -181,8 +183,8 @@ def summary(args):
     out.mkdir(parents=True, exist_ok=True)
     folders = [Path("runs") / run / "mine" for run in args.summary]
     skills, types = ([{"run": folder.parent.name} | row for folder in folders for row in read_jsonl(folder / name)] for name in FILES)
-    kinds = sorted({row["task_type"] for row in types} - {"all"})
-    rows = [pooled([row for row in types if row["task_type"] == kind]) for kind in [*kinds, "all"]]
+    kinds = sorted({row["task_type"] for row in types})
+    rows = [pooled([row for row in types if row["task_type"] == kind]) for kind in kinds]
     lines = ["| task type | plain | with the skill | effect, 95 % | pairs |", "|---" * 5 + "|"]
     lines += ["| {task_type} | {plain:.3f} | {skill:.3f} | {effect:+.3f} +- {half:.3f} | {pairs} |".format(**row) for row in rows]
     lives = [life(run) for run in args.summary]
@@ -203,7 +205,7 @@ def main():
     parser = base_parser(__doc__)
     parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
     parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
-    parser.add_argument("--type-repetitions", type=positive_int, default=4, help="pairs per game of the table by task type")
+    parser.add_argument("--type-pairs", type=positive_int, default=300, help="pairs per task type of the table by task type")
     parser.add_argument("--summary", nargs="+", metavar="RUN", help="only sum up what these runs' effects have been measured to be")
     parser.add_argument("--out", default="results/effects", help="output folder of --summary")
     args = parse_args(parser)
