@@ -183,12 +183,15 @@ def table(points, args, splits, clock="minutes"):
 
 
 def final_table(points, args, splits):
-    """Markdown: success of every arm's last policy, and its paired difference from the first arm, over seeds."""
-    lines = ["| arm | " + " | ".join(splits) + " |", "|---" * (len(splits) + 1) + "|"]
+    """Markdown: success of every arm's last policy, and its paired difference from the first arm, over seeds.  Last: all games together."""
+    parts = [[split] for split in splits] + [splits] * (len(splits) > 1)
+    lines = ["| arm | " + " | ".join(" + ".join(part) for part in parts) + " |", "|---" * (len(parts) + 1) + "|"]
+    wins = {(p["arm"], p["seed"], p["split"]): p["wins"] for p in sorted(points, key=lambda p: p["minutes"])}  # the last one stays
     for arm in args.arms:
         cells = []
-        for split in splits:
-            ours, theirs = ([curve(points, a, seed, split, "minutes")[1][-1] for seed in args.seeds] for a in (arm, args.arms[0]))
+        for part in parts:
+            games = [["".join(wins[a, seed, split] for split in part) for seed in args.seeds] for a in (arm, args.arms[0])]
+            ours, theirs = ([g.count("1") / len(g) for g in one] for one in games)
             cells.append(cell(ours, theirs if arm != args.arms[0] else None))
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

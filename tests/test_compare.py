@@ -72,6 +72,15 @@ def test_budgets_come_from_the_first_split_and_the_first_arm_alone():
     assert text.count("mid-climb: 2.625") == 2  # the same budget for the split that is only looked at
 
 
+def test_the_table_of_last_policies_ends_with_all_games_together():
+    """The control wins 3 of 4 and then 0 of 1 games, SIRI all: .6 and 1 of the five, not the mean of the splits."""
+    points = [point("gigpo", 0, "seen", 9, "1110"), point("gigpo", 0, "seen", 1, "0000"), point("gigpo", 0, "unseen", 9, "0")]
+    points += [point("siri", 0, "seen", 9, "1111"), point("siri", 0, "unseen", 9, "1")]
+    lines = compare.final_table(points, argparse.Namespace(arms=["gigpo", "siri"], seeds=[0]), ["seen", "unseen"]).splitlines()
+    assert lines[0] == "| arm | seen | unseen | seen + unseen |"
+    assert lines[2].split("|")[4].startswith(" 0.600") and "(+0.400" in lines[3].split("|")[4]
+
+
 def test_success_can_be_taken_over_some_games_only():
     points = [point("siri", 0, "held_out", 0, "1100"), point("siri", 0, "held_out", 1, "1110")]
     assert compare.curve(points, "siri", 0, "held_out", "minutes") == ([0, 1], [0.5, 0.75])
