@@ -158,10 +158,12 @@ def time_cell(ours, theirs=None):
 
 
 def budgets(points, args, splits, clock):
-    """{name: clock}: where the first arm reaches LEVEL on the first split (median over seeds), and the end of the shortest run."""
+    """{name: clock}: where the first arm reaches LEVEL on the first split (median over seeds), --budgets in minutes, and the end of the
+    shortest run."""
     ends = [max(curve(points, arm, seed, splits[0], clock)[0]) for arm in args.arms for seed in args.seeds]
     middle = float(np.median(first_times(points, args, args.arms[0], splits[0], clock)))
-    return {"mid-climb": min(middle, min(ends)), "end": min(ends)}
+    more = {f"budget {n}": m for n, m in enumerate(args.budgets, 1)} if clock == "minutes" else {}
+    return {"mid-climb": min(middle, min(ends))} | more | {"end": min(ends)}
 
 
 def table(points, args, splits, clock="minutes"):
@@ -274,6 +276,7 @@ def main():
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--split", nargs="+", help="splits (default: held_out, unless --final, and those of validation)")
     parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[], help="more budgets for the table, in minutes")
     parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
     parser.add_argument("--out", default="results/compare", help="output folder")

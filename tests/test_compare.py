@@ -16,7 +16,7 @@ def point(arm, seed, split, minutes, wins, **more):
 
 
 def arguments(**changes):
-    return argparse.Namespace(arms=["gigpo", "siri"], seeds=[0, 1], at=None, final=False, **changes)
+    return argparse.Namespace(arms=["gigpo", "siri"], seeds=[0, 1], at=None, budgets=[], final=False, **changes)
 
 
 def two_seeds():
