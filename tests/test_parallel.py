@@ -44,10 +44,14 @@ def own_folder(tmp_path, monkeypatch, model_folder):
 
 def launch(n, function, shard=False):
     """Calls function() in n processes of one run; returns their exit codes and what each wrote."""
-    common_to_all = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
-    common_to_all["ACCELERATE_USE_FSDP"] = str(shard).lower()
-    children = [start(function, out=f"out.{r}", RANK=str(r), LOCAL_RANK=str(r), **common_to_all) for r in range(n)]
-    codes = [ended(child) for child in children]
+    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    shared["ACCELERATE_USE_FSDP"] = str(shard).lower()
+    children = [start(function, out=f"out.{r}", RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(n)]
+    try:
+        codes = [ended(child) for child in children]
+    finally:
+        for child in children:
+            child.kill()  # where one hangs, the others would wait for it after the last test
     return codes, [Path(f"out.{r}").read_text() for r in range(n)]
 
 
