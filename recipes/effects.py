@@ -183,8 +183,7 @@ def summary(args):
     out.mkdir(parents=True, exist_ok=True)
     folders = [Path("runs") / run / "mine" for run in args.summary]
     skills, types = ([{"run": folder.parent.name} | row for folder in folders for row in read_jsonl(folder / name)] for name in FILES)
-    kinds = sorted({row["task_type"] for row in types})
-    rows = [pooled([row for row in types if row["task_type"] == kind]) for kind in kinds]
+    rows = [pooled([row for row in types if row["task_type"] == kind]) for kind in sorted({row["task_type"] for row in types})]
     lines = ["| task type | plain | with the skill | effect, 95 % | pairs |", "|---" * 5 + "|"]
     lines += ["| {task_type} | {plain:.3f} | {skill:.3f} | {effect:+.3f} +- {half:.3f} | {pairs} |".format(**row) for row in rows]
     lives = [life(run) for run in args.summary]

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import common
+import evaluate
 from envs.alfworld import AlfWorld
+from tests.toy import Doors
 from tiny import alfworld_lessons, build
 
 torch.set_num_threads(1)
@@ -53,6 +55,14 @@ def at_work(folder, variables, out, function, arguments):
     os.environ.update(variables)
     sys.stdout = sys.stderr = open(out, "w", buffering=1)
     function(*arguments)
+
+
+def play(main, arguments, toy=True):
+    """What a started process runs: a script's main() under run_script, on tests/toy.py instead of ALFWorld."""
+    if toy:
+        common.make_env = evaluate.make_env = lambda args: Doors()
+    sys.argv = [f"{main.__module__}.py", *arguments]
+    common.run_script(main)
 
 
 def ended(process, seconds=300):

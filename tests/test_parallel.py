@@ -24,8 +24,7 @@ import mine
 import parallel
 import warmup
 from common import Play, UserError, assign_advantages, rollout, rows_of
-from tests.conftest import arguments, ended, free_port, make_chat_model, start
-from tests.toy import Doors
+from tests.conftest import arguments, ended, free_port, make_chat_model, play, start
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
@@ -146,13 +145,6 @@ def phase(script, arguments, toy=True):
     return partial(play, script.main, arguments, toy)
 
 
-def play(main, arguments, toy):
-    if toy:
-        common.make_env = evaluate.make_env = lambda args: Doors()
-    sys.argv = [f"{main.__module__}.py", *arguments]
-    common.run_script(main)
-
-
 def in_one_process(script, arguments):
     succeeds(1, phase(script, arguments))
 
@@ -200,11 +192,7 @@ def test_every_process_has_a_vllm_engine_of_its_own(shard):
 # ---- checkpoints and deaths ----
 
 
-def dies_in_iteration(k, script, arguments, ranks):
-    return partial(die, k, script.main, arguments, ranks)
-
-
-def die(k, main, arguments, ranks):
+def dies_in_iteration(k, main, arguments, ranks):
     """The phase, in which some processes are killed within iteration k's update."""
     update, calls = common.update, []
 
@@ -215,13 +203,13 @@ def die(k, main, arguments, ranks):
         return update(*given)
 
     sys.modules[main.__module__].update = fatal
-    play(main, arguments, toy=True)
+    play(main, arguments)
 
 
 @pytest.mark.parametrize(("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, False), (2, True))])
 def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(before, after):
     in_one_process(warmup, [*WARMUP, "--run", "one"])
-    codes, _ = launch(before[0], dies_in_iteration(2, warmup, [*WARMUP, "--run", "many"], {0, 1}), before[1])
+    codes, _ = launch(before[0], partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {0, 1}), before[1])
     assert codes == [-signal.SIGKILL] * before[0]
     assert [line["iteration"] for line in common.read_jsonl("runs/many/warmup/metrics.jsonl")] == [0, 1]
     texts = succeeds(after[0], phase(warmup, [*WARMUP, "--run", "many"]), after[1])
@@ -233,7 +221,7 @@ def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(before, afte
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
 def test_a_process_that_dies_ends_the_others_with_one_clear_line_and_the_run_goes_on(shard):
     in_one_process(warmup, [*WARMUP, "--run", "one"])
-    codes, texts = launch(2, dies_in_iteration(2, warmup, [*WARMUP, "--run", "many"], {1}), shard)
+    codes, texts = launch(2, partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {1}), shard)
     assert codes == [1, -signal.SIGKILL]
     line = "error: another process of this run has died; the same command goes on from the last checkpoint"
     assert texts[0].strip().splitlines()[-1] == line and "Traceback" not in texts[0]

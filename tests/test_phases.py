@@ -18,7 +18,7 @@ import evaluate
 import mine
 import warmup
 from common import UserError
-from tests.conftest import ended, run_main, start
+from tests.conftest import ended, play, run_main, start
 from tests.toy import Doors
 
 SMALL = "--groups 6 --group-size 4 --threads 1 --mini-batch-rows 30 --seed 1 --lr 0.003 --model model".split()
@@ -66,22 +66,16 @@ def weights(phase):
 # ---- robustness ----
 
 
-def child(main, arguments):
-    common.make_env = lambda args: Doors()
-    sys.argv = [main.__module__, *arguments]
-    main()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("script", PHASES, ids=lambda script: script.__name__)
-def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, finished, toy):
+def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, finished):
     names = [one.__name__ for one in PHASES]
     for before in names[: names.index(script.__name__)]:
         shutil.copytree(finished / "default" / before, f"runs/default/{before}")
     done = json.loads((finished / "default" / script.__name__ / "done").read_text())
     stream, kills = random.Random(script.__name__), 0
     while True:
-        process = start(child, script.main, PHASES[script])
+        process = start(play, script.main, PHASES[script])
         if kills < 10:
             process.join(stream.uniform(0.02, 0.7 * done["seconds"]))
         if kills < 10 and process.is_alive():
