@@ -199,7 +199,7 @@ def test_a_number_of_iterations_that_is_asked_for_takes_the_place_of_the_presets
 
     assert (arguments().minutes, arguments("--iterations", "6").minutes) == (8, None)
     assert arguments("--iterations", "6", "--minutes", "1").minutes == 1
-    assert arguments("--minutes", "1").iterations == 1000
+    assert arguments("--minutes", "1").iterations == 10_000
 
 
 def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monkeypatch, finished, toy, capsys):
