@@ -910,7 +910,7 @@ def skills_file(path):
 PRESETS = {
     "laptop": dict(
         groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, old_logprobs="sampler",
-        micro_batch_tokens=4096, iterations=10_000, save_every=1,
+        micro_batch_tokens=4096, iterations=10_000, save_every=1,  # minutes end a long phase, not these iterations: a fast hour has 1,000
     ),
     "paper": dict(
         model="Qwen/Qwen2.5-7B-Instruct", groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,

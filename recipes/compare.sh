@@ -4,7 +4,7 @@
 # both alike.  Resumable.  On two cores about 13 minutes a seed, and 5 more to play the snapshots.
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
 #   bash recipes/compare.sh "0 1 2 3 4"                          the default
-#   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour      an hour instead of the default's 10 minutes of distillation
+#   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour --snapshots 1      an hour instead of the default's 10 minutes of distillation
 #   WARMUP="--model runs/bases/less" bash recipes/compare.sh "0 1 2 3 4" less          another base: runs/siri-less-0, ..., results/compare-less/
 #   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100    few games
 #   bash recipes/compare.sh "0 1 2" shop --env webshop           WebShop; without WEBSHOP_DATA the generated shop
