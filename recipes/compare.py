@@ -42,7 +42,7 @@ LEVEL = 0.7  # of the control's success: mid-climb
 def snapshots(run):
     """Every policy kept of a run from its warm-up checkpoint on, in order: (folder, its clocks)."""
     phases = [p for p in ("warmup", "mine", "distill") if (run / p / "done").exists()]
-    if "mine" in phases:  # the clocks start at the warm-up checkpoint
+    if {"warmup", "mine"} <= set(phases):  # the clocks start at the warm-up checkpoint
         yield run / "warmup" / "policy", dict.fromkeys(CLOCKS, 0)
         phases.remove("warmup")
     elif "warmup" in phases:  # a control is a warm-up that started from another run's

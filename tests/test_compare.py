@@ -109,6 +109,8 @@ def test_a_control_begins_with_the_checkpoint_that_it_was_trained_from(tmp_path,
     (tmp_path / "runs/gigpo-0/warmup/args.json").write_text(json.dumps({"args": {"model": "runs/siri-0/warmup/policy"}}))
     write_run(tmp_path / "runs/abl-siri-0/distill", [60])  # an ablation has no warm-up of its own
     assert [c["minutes"] for _, c in compare.policies(arguments(), "abl-siri", 0)[0]] == [1.0]
+    write_run(tmp_path / "runs/abl-siri-0/mine", [60, 120])  # nor has one that mined anew from another run's policy
+    assert [c["minutes"] for _, c in compare.policies(arguments(), "abl-siri", 0)[0]] == [2.0, 3.0]
     found, _ = compare.policies(arguments(), "gigpo", 0)
     assert [(str(f), c["minutes"]) for f, c in found] == [("runs/siri-0/warmup/policy", 0), ("runs/gigpo-0/warmup/policy", 1.0)]
 
