@@ -224,16 +224,20 @@ def skills_table(points, env, splits):
 
 
 def draw_curves(points, args, splits, path):
+    """Mean and interval over seeds against every clock.  The axes are square roots: most of the climb is in the first tenth of a run."""
     clocks = [clock for clock in CLOCKS if clock != "episodes"]
     figure, axes = plt.subplots(len(splits), len(clocks), figsize=(13, 3.6 * len(splits)), sharey=True, squeeze=False)
     for row, split in zip(axes, splits):
         for axis, clock in zip(row, clocks):
             for arm in args.arms:
                 runs = [curve(points, arm, seed, split, clock) for seed in args.seeds]
-                x = np.linspace(max(run[0][0] for run in runs), min(run[0][-1] for run in runs), 60)
+                known = np.concatenate([run[0] for run in runs])
+                x = np.unique(known.clip(max(run[0][0] for run in runs), min(run[0][-1] for run in runs)))
                 mean, low, high = np.array([band([np.interp(at, *run) for run in runs]) for at in x]).T
                 axis.plot(x, mean, label=arm)
                 axis.fill_between(x, low, high, alpha=0.2)
+            axis.set_xlim(left=0)  # before the scale: a root has no place for the margin below zero
+            axis.set_xscale("function", functions=(np.sqrt, np.square))
             axis.set_xlabel(CLOCKS[clock])
             axis.grid(alpha=0.3)
         row[0].set_ylabel(f"success, {split}")
