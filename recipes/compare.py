@@ -23,7 +23,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -239,6 +239,7 @@ def draw_curves(points, args, splits, path):
                 axis.fill_between(x, low, high, alpha=0.2)
             axis.set_xlim(left=0)  # before the scale: a root has no place for the margin below zero
             axis.set_xscale("function", functions=(np.sqrt, np.square))
+            axis.xaxis.set_major_locator(MaxNLocator(5))
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, not 50000
             axis.set_xlabel(CLOCKS[clock])
             axis.grid(alpha=0.3)
