@@ -14,14 +14,8 @@ it trains: the laptop's million parameters and a 7B model differ by arguments on
 (LoRA, precision, saving), parallel.py (several processes), vllm_engine.py.
 """
 
-import argparse
-import json
 import math
-import os
-import re
-import shutil
 import sys
-import time
 import zlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
@@ -30,79 +24,18 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from importlib import import_module
-from importlib.util import find_spec
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
 
-import large
-import parallel
 from envs import FreeText, Step, UserError, action_span
-from sampler import Sampler, masked_log_softmax, next_of_words
-
-# ---- 1. records ----------------------------------------------------------------------------------------------------------------
-
-
-def run_script(main):
-    """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
-    disable_progress_bar()  # of loading and saving: one per iteration otherwise
-    if parallel.rank():
-        sys.stdout = open(os.devnull, "w")
-    try:
-        main()
-    except UserError as mistake:
-        if parallel.rank() == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
-            print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:
-        if parallel.world() == 1 or not re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error)):
-            raise
-        sys.exit("error: another process of this run has died; the same command goes on from the last checkpoint")
-    except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last finished iteration")
-
-
-def read_jsonl(path):
-    """All objects of a JSON-lines file.  UserError names the file and line that is not one."""
-    if not Path(path).is_file():
-        raise UserError(f"no file {path}: run the phase that writes it first, or point --from at a finished run")
-    rows = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                rows.append(json.loads(line))
-                if not isinstance(rows[-1], dict):
-                    raise ValueError("not an object")
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not a JSON object ({error}): mend or delete that line") from None
-    return rows
-
-
-def write_atomically(path, text):
-    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies.  Process 0 only."""
-    if parallel.rank():
-        return
-    part = Path(f"{path}.part")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-
-
-def write_jsonl(path, rows):
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def rng(*key):
-    """A random stream named by (seed, phase, iteration, purpose, ...): no state is carried along, so resuming equals not stopping."""
-    return np.random.default_rng([zlib.crc32(str(part).encode()) for part in key])
+from support import large, parallel
+from support.files import rng
+from support.runs import Run
+from support.sampler import Sampler, masked_log_softmax, next_of_words
 
 
 def make_env(args):
@@ -278,7 +211,7 @@ def load_policy(name, args, trained=False, reference=False):
         policy.device = args.device
         parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
     if args.sampler == "vllm" and not reference:
-        from vllm_engine import Engine  # the only place that needs vLLM
+        from support.vllm_engine import Engine  # the only place that needs vLLM
 
         ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
     elif sharded and trained:
@@ -893,182 +826,6 @@ def promotable(skill, args):
     return skill["utility"] > args.tau_act and (args.promote_z == 0 or bound > args.tau_act)
 
 
-def skills_file(path):
-    """The skills of a skills.jsonl.  UserError where a line lacks a key."""
-    skills = read_jsonl(path)
-    for number, skill in enumerate(skills, 1):
-        missing = [key for key in ("skill_id", "task_type", "condition", "strategy", "status", "utility") if key not in skill]
-        if missing:
-            raise UserError(f"{path}, line {number}: a skill without {', '.join(missing)}; write the file with mine.py")
-    return skills
-
-
-# ---- 7. run folder: arguments, checkpoints, resume -----------------------------------------------------------------------------
-
-# What suits a million parameters and two cores does not suit 7B: two named sets of defaults, so that nobody mistakes one for the other.
-# "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
-PRESETS = {
-    "laptop": dict(
-        groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, old_logprobs="sampler",
-        micro_batch_tokens=4096, iterations=10_000, save_every=1,  # minutes end a long phase, not these iterations: a fast hour has 1,000
-    ),
-    "paper": dict(
-        model="Qwen/Qwen2.5-7B-Instruct", groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
-        mini_batch_rows=256, old_logprobs="trainer", iterations=150, save_every=10,
-    ),
-}  # fmt: skip
-
-
-def base_parser(doc):
-    """The arguments that training and evaluation share."""
-    p = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    g = p.add_argument_group("files")
-    g.add_argument("--run", default="default", help="name of the run: runs/NAME/")
-    g.add_argument("--overwrite", action="store_true", help="throw away what this phase has written and start anew")
-    g.add_argument("--preset", choices=list(PRESETS), default="laptop", help="set of defaults: a million parameters, or the paper's 7B")
-    g.add_argument("--seed", type=int, default=0, help="of every random stream")
-    g = p.add_argument_group("policy")
-    g.add_argument("--model", help="Hugging Face folder or hub name of the base policy (laptop: the stand-in, tiny/ENV)")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
-    threads = min(2, os.cpu_count() or 1)
-    g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
-    g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
-    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
-    g = p.add_argument_group("rollout")
-    g.add_argument("--env", help="alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)")
-    engines = ["fast", "textworld", "transformers", "vllm"]
-    text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
-    g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
-    p.set_defaults(simulator="fast", sampler="transformers")
-    g.add_argument("--vllm-memory", type=float, default=0.5, help="share of the GPU's memory that vLLM takes while it samples")
-    g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
-    g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
-    g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
-    g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
-    return p
-
-
-def make_parser(doc):
-    """The arguments of the training phases, grouped.  A phase adds its own and calls parse_args."""
-    p = base_parser(doc)
-    g = p.add_argument_group("training")
-    g.add_argument("--from", dest="source", help="folder of the phase to start from (default: the phase before, in the same run)")
-    g.add_argument("--groups", type=positive_int, help="B: task groups per iteration")
-    g.add_argument("--group-size", type=positive_int, help="G: episodes per group")
-    g.add_argument("--temperature", type=float, default=1.0, help="of sampling in training")
-    g.add_argument("--train-games", type=int, default=0, help="train on that many games only (0: all but the held-out ones)")
-    g = p.add_argument_group("method (symbols of the README's equations)")
-    g.add_argument("--gamma", type=float, default=0.95, help="(1) discount of step returns")
-    g.add_argument("--omega", type=float, default=1.0, help="(7) weight of the step advantage")
-    g.add_argument("--invalid-cost", type=float, default=0.1, help="(2), (3) cost c of an ill-formed response")
-    g.add_argument("--adv-mode", choices=["mean_std_norm", "mean_norm"], default="mean_std_norm", help="(8) divide by the std or not")
-    g.add_argument("--episode-stats", choices=["rows", "trajectories"], default="rows", help="(4) statistics over rows or episodes")
-    g.add_argument("--anchor-similarity", type=float, default=1.0, help="(5) below 1: cluster anchors by difflib ratio")
-    g.add_argument("--adv-pool", choices=["pooled", "separate"], default="pooled", help="plain and skill episodes: one group or two")
-    g.add_argument("--clip-low", type=float, default=0.2, help="(9) lower clip of the ratio")
-    g.add_argument("--clip-high", type=float, default=0.2, help="(9) upper clip of the ratio")
-    g.add_argument("--dual-clip", type=float, default=3.0, help="(9) C")
-    g.add_argument("--old-logprobs", choices=["trainer", "sampler"], help="(9) pi_old computed by the trainer, or as sampled")
-    g.add_argument("--tis-cap", type=float, default=2.0, help="(9) largest truncated importance weight pi_old / pi_sampler; 0: none")
-    g.add_argument("--beta", type=float, help="(10) KL coefficient; 0: no reference policy is kept")
-    g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
-    g = p.add_argument_group("optimiser")
-    g.add_argument("--lr", type=float, help="AdamW learning rate")
-    g.add_argument("--lr-end", type=float, default=1.0, help="beyond the paper: share of --lr at the end of the budget, reached linearly")
-    g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
-    g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about (laptop: 24 full episodes)")
-    g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
-    g.add_argument("--logit-chunk", type=positive_int, help="tokens whose logits are there at once (default: 1 GiB of them)")
-    g.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass: slower, smaller")
-    g.add_argument("--lora-rank", type=int, default=0, help="train adapters only, with about 10 times the --lr (0: all weights)")
-    g = p.add_argument_group("budget")
-    g.add_argument("--iterations", type=positive_int, help="at most that many")
-    g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
-    g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
-    g.add_argument("--track", choices=["none", "trackio", "wandb"], default="none", help="metrics go there besides metrics.jsonl")
-    g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
-    return p
-
-
-def skill_arguments(parser):
-    """The arguments of (15), (16), which phase 2 has too."""
-    group = parser.add_argument_group("skills")
-    group.add_argument("--ema", type=float, default=0.2, help="(15) a: weight of the newest effect in a skill's utility")
-    group.add_argument("--n-eval", type=int, default=8, help="(16) paired groups before a candidate may become active")
-    group.add_argument("--tau-act", type=float, default=0.05, help="(16) utility above which a candidate becomes active")
-    group.add_argument("--promote-z", type=float, default=0.0, help="beyond the paper: mean - z * standard error must pass tau-act, too")
-    group.add_argument("--retire-after", type=int, default=3, help="(16) updates in a row with negative utility that retire a skill")
-    return group
-
-
-def positive_int(text):
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
-
-
-def parse_args(parser, first=False, **phase_defaults):
-    """Command line over preset over defaults.  first: this script begins a run, others play the environment that the run began with;
-    phase_defaults: preset name -> this phase's own."""
-    typed = parser.parse_known_args()[0]
-    known = {action.dest for action in parser._actions}
-    chosen = PRESETS[typed.preset] | phase_defaults.get(typed.preset, {})
-    if getattr(typed, "iterations", None):
-        chosen.pop("minutes", None)  # who asks for so many iterations gets them, whatever the preset's clock says,
-    elif getattr(typed, "minutes", None):
-        chosen["iterations"] = PRESETS["laptop"]["iterations"]  # and who asks for so many minutes gets those
-    parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
-    args = parser.parse_args()
-    begun = Path("runs") / args.run / "warmup" / "args.json"
-    if args.env is None:
-        args.env = json.loads(begun.read_text())["args"]["env"] if begun.exists() and not first else "alfworld"
-    if args.model is None:
-        args.model = os.path.relpath(Path(__file__).parent / "tiny" / args.env)
-    for name in ("temperature", "minutes", "gamma"):
-        if getattr(args, name, None) is not None and getattr(args, name) <= 0:
-            raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
-    for kinds in ("fast", "textworld"), ("transformers", "vllm"):
-        if set(kinds) <= set(args.engine):
-            raise UserError(f"--engine: expected one of {' and '.join(kinds)}, found both")
-    args.simulator = "textworld" if "textworld" in args.engine else "fast"
-    args.sampler = "vllm" if "vllm" in args.engine else "transformers"
-    if getattr(args, "lora_rank", 0) and not find_spec("peft"):
-        raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
-    if getattr(args, "track", "none") != "none" and not find_spec(args.track):
-        raise UserError(f"--track {args.track}: no such package here; run pip install {args.track}")
-    if args.sampler == "vllm":
-        import vllm_engine
-
-        vllm_engine.check(args)
-    args.device = parallel.begin(args.device)
-    torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
-    return args
-
-
-def policy_folder(phase_folder):
-    """The newest weights that a phase has written: its final policy, or its last checkpoint."""
-    folder = Path(phase_folder)
-    if (folder / "policy").is_dir():
-        return folder / "policy"
-    checkpoints = sorted((folder / "checkpoints").glob("[0-9]*[0-9]"))
-    if not checkpoints:
-        raise UserError(f"no policy in {folder}: run {folder.name}.py first, or point --from at the folder of a finished phase")
-    return checkpoints[-1]
-
-
-def finished_phase(folder):
-    """The folder of a phase that has ended.  UserError with what to type otherwise."""
-    folder = Path(folder)
-    if not (folder / "done").is_file():
-        state = "is not finished" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {state}: run `python {folder.name}.py --run {folder.parent.name}` first, or point --from elsewhere")
-    return folder
-
-
 def train_tasks(env, args):
     """Training games without the held-out ones (fixed, 1 in 20), on which recipes are tuned; at most --train-games of them."""
     tasks = [t for t in env.tasks(env.split_names[0]) if not held_out(t)]
@@ -1084,147 +841,6 @@ def held_out(task_id):
 def sample_tasks(tasks, args, phase, k):
     """B tasks of iteration k, without repetition while there are enough."""
     return [tasks[i] for i in rng(args.seed, phase, k, "tasks").choice(len(tasks), args.groups, replace=args.groups > len(tasks))]
-
-
-class Run:
-    """runs/NAME/PHASE: args.json, metrics.jsonl, trajectories.jsonl, ..., checkpoints/ITERATION/, and at the end policy/ and done.
-
-    A checkpoint appears whole or not at all and knows how long every JSON-lines file was; resuming cuts the files back to that length.
-    So the process may die anywhere, and the same command goes on and ends with the weights of an uninterrupted run.  Weights and optimizer
-    state are saved whole, whatever number of processes held them, and are read by any number."""
-
-    def __init__(self, args, phase, state):
-        self.args, self.phase, self.state = args, phase, state  # state: what the phase carries from iteration to iteration, JSON
-        self.folder = Path("runs") / args.run / phase
-        self.checkpoint = parallel.first(self.open)
-        self.iteration, self.spent, self.lengths, self.saved = 0, 0.0, {}, None
-        self.track = SimpleNamespace(log=lambda metrics: None, finish=lambda: None)
-        if args.track != "none" and parallel.rank() == 0:
-            self.track = import_module(args.track)  # wandb, or trackio with the same functions
-            self.track.init(project="siri", name=f"{args.run}-{phase}", config=vars(args))
-
-    def open(self):
-        """Makes the folder, or checks that it fits the arguments; returns its last checkpoint, if there is one."""
-        args, phase = self.args, self.phase
-        if args.overwrite and self.folder.exists():
-            shutil.rmtree(self.folder)
-        if (self.folder / "done").exists():
-            raise UserError(f"{self.folder} is finished: go on with the next phase, or start anew with --overwrite")
-        now = {k: v for k, v in vars(args).items() if k != "overwrite"} | {"device": args.device.split(":")[0]}
-        try:
-            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-            if (self.folder / "args.json").exists():
-                before = json.loads((self.folder / "args.json").read_text())["args"]
-                changed = [f"--{k.replace('_', '-')} (was {before.get(k)}, now {v})" for k, v in now.items() if before.get(k) != v]
-                if changed:
-                    raise UserError(f"{self.folder} was begun with other arguments: {', '.join(changed)}; use those, or --overwrite")
-            else:
-                versions = {"torch": torch.__version__, "python": sys.version.split()[0]}
-                write_atomically(self.folder / "args.json", json.dumps({"phase": phase, "args": now, "versions": versions}, indent=1))
-        except OSError as error:
-            raise UserError(f"cannot write to {self.folder} ({error.strerror}): work in another folder, or mend its rights") from None
-        return next(iter(sorted((self.folder / "checkpoints").glob("[0-9]*[0-9]"), reverse=True)), None)
-
-    def restore(self, policy, optimizer):
-        """Loads the last checkpoint's optimizer and state (the policy was loaded from it already), and cuts the files back."""
-        if self.checkpoint:
-            saved = torch.load(self.checkpoint / "state.pt", map_location="cpu", weights_only=True, mmap=True)
-            parameters = large.trained(policy)
-            for i, state in saved["optimizer"]["state"].items():
-                state.update({key: parallel.like(value, parameters[i]) for key, value in state.items()})
-            optimizer.load_state_dict(saved["optimizer"])
-            with torch.no_grad():
-                for p, value in zip(parameters, saved.get("adapters", [])):
-                    p.copy_(parallel.like(value, p))
-            self.state.update(json.loads(saved["state"]))
-            self.iteration, self.spent, self.lengths = saved["iteration"], saved["spent"], saved["lengths"]
-            self.saved = self.iteration
-            print(f"going on after iteration {self.iteration} ({self.checkpoint})", flush=True)
-        for path in self.folder.glob("*.jsonl") if parallel.rank() == 0 else ():
-            with open(path, "r+b") as file:
-                file.truncate(self.lengths.get(path.name, 0))
-        parallel.agree(None)  # the others read the files after this
-        self.began = time.time() - self.spent
-
-    def iterations(self):
-        """Yields the iteration numbers that are left; ends by --iterations or --minutes, and records which."""
-        while self.iteration < self.args.iterations:
-            if self.args.minutes and self.clock() > 60 * self.args.minutes:
-                self.ended_by = f"--minutes {self.args.minutes}"
-                return
-            yield self.iteration
-        self.ended_by = f"--iterations {self.args.iterations}"
-
-    def clock(self):
-        """Seconds that this phase has taken, the same in every process."""
-        return parallel.agree(time.time() - self.began)
-
-    def set_lr(self, optimizer):
-        """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
-
-        Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
-        spent = self.clock() / (60 * self.args.minutes) if self.args.minutes else 0.0
-        share = min(1.0, max(spent, self.iteration / self.args.iterations))
-        for group in optimizer.param_groups:
-            group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
-
-    def append(self, name, rows):
-        """Appends rows to a JSON-lines file of the phase."""
-        if parallel.rank():
-            return
-        path = self.folder / name
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
-        self.lengths[name] = path.stat().st_size
-
-    def end_iteration(self, policy, optimizer, metrics, last=False):
-        """Writes the metrics line, and every --save-every iterations (and at the last one) a checkpoint."""
-        self.iteration += 1
-        before, self.spent = self.spent, self.clock()
-        self.append("metrics.jsonl", [metrics | {"elapsed": round(self.spent, 2)}])
-        self.track.log(metrics)
-        print(console_line(self.phase, metrics | {"elapsed": self.spent}), flush=True)
-        every = 60 * self.args.snapshots
-        if every and self.spent // every > before // every:
-            policy.save(self.folder / "snapshots" / f"{self.spent:06.0f}")
-        if last or self.iteration % self.args.save_every == 0:
-            self.save(policy, optimizer)
-
-    def save(self, policy, optimizer):
-        folder = self.folder / "checkpoints" / f"{self.iteration:06d}"
-        part = folder.with_suffix(".part")
-        if parallel.rank() == 0:  # a later process would delete what this one has begun to write
-            shutil.rmtree(part, ignore_errors=True)
-        policy.save(part)
-        saved = {"optimizer": large.whole_state(optimizer), "iteration": self.iteration, "spent": self.spent, "lengths": self.lengths}
-        if policy.lora:  # the folder has the merged weights, which other phases read; to go on exactly takes the adapters
-            saved["adapters"] = [parallel.whole(p.detach()).cpu() for p in large.trained(policy)]
-        self.saved = self.iteration
-        if parallel.rank():
-            return
-        torch.save(saved | {"state": json.dumps(self.state)}, part / "state.pt")
-        os.replace(part, folder)  # the checkpoint exists from here on
-        for old in (self.folder / "checkpoints").iterdir():
-            if old != folder:
-                shutil.rmtree(old)
-
-    def finish(self, policy, optimizer, summary):
-        """Writes policy/ and done."""
-        if self.saved != self.iteration:
-            self.save(policy, optimizer)
-        part = self.folder / "policy.part"
-        if parallel.rank() == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            shutil.rmtree(self.folder / "policy", ignore_errors=True)
-        policy.save(part, getattr(torch, self.args.dtype))
-        if parallel.rank() == 0:
-            os.replace(part, self.folder / "policy")
-        summary |= {"phase": self.phase, "iterations": self.iteration, "seconds": round(self.spent, 1), "ended_by": self.ended_by}
-        write_atomically(self.folder / "done", json.dumps(summary) + "\n")
-        self.track.finish()
-        print(f"{self.phase} done: {json.dumps(summary)}", flush=True)
 
 
 def start(args, phase, source, state):
@@ -1245,38 +861,3 @@ def start(args, phase, source, state):
     return run, env, tasks, policy, ref_policy, optimizer
 
 
-def episode_metrics(records, seconds):
-    """Success by condition, mean length, rates: the part of metrics.jsonl that every phase has."""
-    steps = [step for r in records for step in r["steps"]]
-    metrics = {}
-    for condition in ("plain", "skill"):
-        part = [r for r in records if r["condition"] == condition]
-        if part:
-            metrics |= {f"success_{condition}": np.mean([r["success"] for r in part]), f"episodes_{condition}": len(part)}
-    return metrics | {
-        "score": float(np.mean([r["score"] for r in records])),
-        "mean_steps": len(steps) / len(records),
-        "env_steps": len(steps),
-        "valid_rate": float(np.mean([s["valid"] for s in steps])),
-        "inadmissible_rate": float(np.mean([s["fails"] for s in steps])),
-        "truncated": sum(s["truncated"] for s in steps),
-        "response_tokens": sum(len(s["response_ids"]) for s in steps),
-        "rollout_seconds": round(seconds, 3),
-        "steps_per_second": round(len(steps) / seconds, 1),
-    }
-
-
-def console_line(phase, m):
-    """One line per iteration with what a newcomer needs."""
-    success = " ".join(f"{c} {m[f'success_{c}']:.2f}({m[f'episodes_{c}']})" for c in ("plain", "skill") if f"success_{c}" in m)
-    text = (
-        f"{phase} {m['iteration']:3d} | {success} | steps {m['mean_steps']:.1f} bad {m['inadmissible_rate']:.2f} "
-        f"no-signal {m['no_signal']:.2f} | kl {m['kl']:.4f} clip {m['clip_fraction']:.3f} H {m['entropy']:.3f} "
-        f"|g| {m['grad_norm']:.2f} | {m['rollout_seconds']:.1f}+{m['update_seconds']:.1f} s, "
-        f"{m['steps_per_second']:.0f} steps/s, {m['update_tokens'] / m['update_seconds']:.0f} tok/s"
-    )
-    if "bank" in m:
-        text += " | skills " + " ".join(f"{k} {v}" for k, v in m["bank"].items())
-    if m.get("lambda"):
-        text += f" | lambda {m['lambda']:.2f} L_int {m['l_int']:.3f} gated {m['gated_tokens']}"
-    return text + f" | {m['elapsed']:.0f} s"

@@ -19,30 +19,23 @@ from collections import Counter
 from common import (
     Play,
     Row,
-    UserError,
     action_token_mask,
     assign_advantages,
     credit,
-    episode_metrics,
-    finished_phase,
     for_file,
-    make_parser,
     pair_effects,
-    parse_args,
-    policy_folder,
     prompts_of,
     retrieve,
-    rng,
     rollout,
     rows_of,
-    run_script,
     sample_tasks,
-    skill_arguments,
-    skills_file,
     start,
     update,
-    write_jsonl,
 )
+from envs import UserError
+from support.cli import make_parser, parse_args, run_script, skill_arguments
+from support.files import rng, skills_file, write_jsonl
+from support.runs import episode_metrics, finished_phase, policy_folder
 
 PHASE = "distill"
 

@@ -23,26 +23,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-import parallel
-from common import (
-    Play,
-    UserError,
-    base_parser,
-    check_model,
-    held_out,
-    load_policy,
-    make_env,
-    parse_args,
-    policy_folder,
-    positive_int,
-    read_jsonl,
-    retrieve,
-    rollout,
-    run_script,
-    skills_file,
-    write_atomically,
-    write_jsonl,
-)
+from common import Play, check_model, held_out, load_policy, make_env, retrieve, rollout
+from envs import UserError
+from support import parallel
+from support.cli import base_parser, parse_args, positive_int, run_script
+from support.files import read_jsonl, skills_file, write_atomically, write_jsonl
+from support.runs import policy_folder
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -20,30 +20,23 @@ from collections import Counter, defaultdict
 
 from common import (
     Play,
-    UserError,
     assign_advantages,
     credit,
-    episode_metrics,
-    finished_phase,
     for_file,
     generate,
-    make_parser,
     pair_effects,
-    parse_args,
-    policy_folder,
-    read_jsonl,
     retrieve,
-    rng,
     rollout,
     rows_of,
-    run_script,
     sample_tasks,
-    skill_arguments,
     start,
     update,
     words,
-    write_jsonl,
 )
+from envs import UserError
+from support.cli import make_parser, parse_args, run_script, skill_arguments
+from support.files import read_jsonl, rng, write_jsonl
+from support.runs import episode_metrics, finished_phase, policy_folder
 
 PHASE = "mine"
 

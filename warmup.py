@@ -18,21 +18,10 @@ Interrupted?  The same command goes on after the last finished iteration.
 import math
 import time
 
-from common import (
-    Play,
-    assign_advantages,
-    episode_metrics,
-    for_file,
-    make_parser,
-    parse_args,
-    rng,
-    rollout,
-    rows_of,
-    run_script,
-    sample_tasks,
-    start,
-    update,
-)
+from common import Play, assign_advantages, for_file, rollout, rows_of, sample_tasks, start, update
+from support.cli import make_parser, parse_args, run_script
+from support.files import rng
+from support.runs import episode_metrics
 
 PHASE = "warmup"
 

@@ -29,10 +29,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import common  # noqa: E402
-import large  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from recipes import plan  # noqa: E402
+from support import (
+    cli,  # noqa: E402
+    large,  # noqa: E402
+)
 
 TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
 
@@ -57,7 +60,7 @@ def arguments(args):
     if args.logit_chunk:
         flags += f" --logit-chunk {args.logit_chunk}"
     sys.argv = ["gpu", *flags.split(), *(["--gradient-checkpointing"] if args.gradient_checkpointing else [])]
-    return common.parse_args(common.make_parser("gpu"))
+    return cli.parse_args(cli.make_parser("gpu"))
 
 
 def write_model(folder, args):
@@ -151,4 +154,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    cli.run_script(main)

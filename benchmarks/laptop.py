@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
+from support import cli, sampler  # noqa: E402
 
 
 def timed(clock, name, function):
@@ -42,8 +43,8 @@ def main():
     parser.add_argument("--games", type=int, default=64, help="episodes")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    parser = common.make_parser("benchmark")
-    parser.set_defaults(**common.PRESETS["laptop"])
+    parser = cli.make_parser("benchmark")
+    parser.set_defaults(**cli.PRESETS["laptop"])
     args = parser.parse_args(["--threads", "1"])
     policy, env, clock = common.Policy(options.policy), AlfWorld(), {}
     tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // options.games)][: options.games]
@@ -51,7 +52,7 @@ def main():
         env.game(task)  # parsing is done once per game and timed by envs/bench.py
     AlfWorld.step = timed(clock, "environment", AlfWorld.step)
     policy.prompt_ids = timed(clock, "prompts", policy.prompt_ids)
-    common.Sampler.sample = timed(clock, "sampling", common.Sampler.sample)
+    sampler.Sampler.sample = timed(clock, "sampling", sampler.Sampler.sample)
     began = time.perf_counter()
     records = common.rollout(policy, env, [common.Play(task, task, ("benchmark", task)) for task in tasks])
     rollout_seconds = time.perf_counter() - began

@@ -34,6 +34,7 @@ import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs import UserError  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
+from support import cli  # noqa: E402
 
 
 def our_arguments(args, *more):
@@ -41,7 +42,7 @@ def our_arguments(args, *more):
     given = f"--device {args.device} --threads {args.threads} --micro-batch-tokens {args.tokens} --mini-batch-rows {10**9}"
     given += " --beta 0 --omega 0 --entropy-coef 0 --old-logprobs sampler --lr 1e-6"
     sys.argv = ["bench", *given.split(), *more]
-    return common.parse_args(common.make_parser("bench"))
+    return cli.parse_args(cli.make_parser("bench"))
 
 
 def rows_for(policy, args):
@@ -286,4 +287,4 @@ def rounded(value):
 
 
 if __name__ == "__main__":
-    common.run_script(main)
+    cli.run_script(main)

@@ -27,8 +27,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import UserError, base_parser, load_policy, make_env, parse_args, read_jsonl, run_script, skills_file, write_jsonl  # noqa: E402
+from common import load_policy, make_env, write_jsonl  # noqa: E402
+from envs import UserError
 from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
+from support.cli import base_parser, parse_args, run_script
+from support.files import read_jsonl, skills_file
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

@@ -24,24 +24,11 @@ import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import (  # noqa: E402
-    Play,
-    base_parser,
-    finished_phase,
-    load_policy,
-    make_env,
-    parse_args,
-    policy_folder,
-    positive_int,
-    promotable,
-    read_jsonl,
-    retrieve,
-    rollout,
-    run_script,
-    skills_file,
-    write_jsonl,
-)
+from common import Play, load_policy, make_env, promotable, retrieve, rollout  # noqa: E402
 from evaluate import half_width, split_tasks, tick  # noqa: E402
+from support.cli import base_parser, parse_args, positive_int, run_script
+from support.files import read_jsonl, skills_file, write_jsonl
+from support.runs import finished_phase, policy_folder
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

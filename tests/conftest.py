@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Con
 import common
 import evaluate
 from envs.alfworld import AlfWorld
+from support import cli
 from tests.toy import Doors
 from tiny import alfworld_lessons, build
 
@@ -26,17 +27,17 @@ constants.HF_HUB_OFFLINE = True  # a name that is no folder is not looked for in
 
 def arguments(**changes):
     """The laptop's arguments of a training phase, as parse_args and start would give them in ALFWorld."""
-    parser = common.make_parser("test")
-    parser.set_defaults(**common.PRESETS["laptop"])
+    parser = cli.make_parser("test")
+    parser.set_defaults(**cli.PRESETS["laptop"])
     args = parser.parse_args([])
-    common.skill_arguments(parser)
+    cli.skill_arguments(parser)
     return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | {"mini_batch_rows": 1200} | changes)
 
 
 # Forked from a server that has imported the packages and computed nothing.  A fork of the tests' own process would believe in OpenMP
 # threads that did not come along: it stops with an error, or waits for them for ever.
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["tests.conftest", "warmup", "mine", "distill", "evaluate", "large"])
+CLEAN.set_forkserver_preload(["tests.conftest", "warmup", "mine", "distill", "evaluate", "support.large"])
 
 
 def start(function, *arguments, out=os.devnull, **variables):
@@ -62,7 +63,7 @@ def play(main, arguments, toy=True):
     if toy:
         common.make_env = evaluate.make_env = lambda args: Doors()
     sys.argv = [f"{main.__module__}.py", *arguments]
-    common.run_script(main)
+    cli.run_script(main)
 
 
 def ended(process, seconds=300):

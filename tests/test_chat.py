@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 import common
 import distill
 import mine
-from common import Play, Policy, UserError, action_token_mask, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
-from envs import Step, action_span
+from common import Play, Policy, action_token_mask, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from envs import Step, UserError, action_span
 from envs.alfworld import AlfWorld
+from support import runs
 from tests.conftest import arguments, make_chat_model
 
 RESPONSE = "<think>a mug</think>\n<action>go to cabinet 1</action>"
@@ -205,11 +206,11 @@ def test_a_prompt_whose_task_and_actions_do_not_fit_is_refused(chat, env):
 def test_truncated_prompts_are_counted(chat, env):
     plays = [Play(env.tasks("train")[0], "g", ("cut", 0))]
     records = rollout(chat, env, plays, max_response=4)
-    assert common.episode_metrics(records, 1.0)["truncated"] == 0
+    assert runs.episode_metrics(records, 1.0)["truncated"] == 0
     chat.max_prompt = max(len(s["prompt_ids"]) for s in records[0]["steps"]) - 1
     records = rollout(chat, env, plays, max_response=4)
     chat.max_prompt = None
-    assert common.episode_metrics(records, 1.0)["truncated"] >= 1
+    assert runs.episode_metrics(records, 1.0)["truncated"] >= 1
     assert any(step["truncated"] for step in common.for_file(records[0])["steps"])
 
 
@@ -221,7 +222,7 @@ def test_a_stand_in_never_reads_more_than_its_context(policy):
     records = rollout(policy, env, plays)
     sizes = [len(s["prompt_ids"]) + len(s["response_ids"]) for r in records for s in r["steps"]]
     ended = [r for r in records if len(r["steps"]) < 30 and not r["success"]]
-    assert max(sizes) <= policy.context and ended and common.episode_metrics(records, 1.0)["truncated"] == len(ended)
+    assert max(sizes) <= policy.context and ended and runs.episode_metrics(records, 1.0)["truncated"] == len(ended)
     for record, long in zip(records, whole):  # up to there nothing has changed
         n = len(record["steps"])
         assert [s["action"] for s in record["steps"]] == [s["action"] for s in long["steps"]][:n]

@@ -8,8 +8,11 @@ import pytest
 import torch
 
 import common
-from common import Play, Row, UserError, assign_advantages, gigpo_advantages, merge_prefixes, rng, rollout, rows_of, token_logprobs
-from sampler import Sampler
+from common import Play, Row, assign_advantages, gigpo_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from envs import UserError
+from support import files, sampler
+from support.files import rng
+from support.sampler import Sampler
 from tests.conftest import arguments
 
 
@@ -176,7 +179,7 @@ def test_only_gated_action_tokens_of_a_twin_get_a_gradient(policy, records):
 def test_tokens_that_are_not_allowed_get_exactly_no_gradient(policy, records):
     sequence = merge_prefixes(rows_of(records)[:1])[0]
     hidden = torch.randn(len(sequence.positions), len(policy.tokenizer), requires_grad=True)
-    logp = common.masked_log_softmax(hidden, sequence.allowed)
+    logp = sampler.masked_log_softmax(hidden, sequence.allowed)
     logp[torch.arange(len(hidden)), [ids[0] for ids in sequence.allowed]].sum().backward()
     mask = torch.ones_like(hidden, dtype=torch.bool)
     for n, ids in enumerate(sequence.allowed):
@@ -339,19 +342,19 @@ def test_a_broken_line_is_named(tmp_path):
     path = tmp_path / "trajectories.jsonl"
     path.write_text('{"a": 1}\nnot json\n')
     with pytest.raises(UserError, match="line 2"):
-        common.read_jsonl(path)
+        files.read_jsonl(path)
 
 
 def test_a_missing_file_says_what_to_do(tmp_path):
     with pytest.raises(UserError, match="run the phase"):
-        common.read_jsonl(tmp_path / "none.jsonl")
+        files.read_jsonl(tmp_path / "none.jsonl")
 
 
 def test_a_skill_without_a_key_is_refused(tmp_path):
     path = tmp_path / "skills.jsonl"
     path.write_text(json.dumps({"skill_id": "x", "condition": "c"}) + "\n")
     with pytest.raises(UserError, match="line 1: a skill without task_type, strategy"):
-        common.skills_file(path)
+        files.skills_file(path)
 
 
 def test_random_streams_have_names_and_no_memory():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from common import UserError
+from envs import UserError
 from recipes import compare
 
 

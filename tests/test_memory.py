@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import common
-import large
 import warmup
-from common import Play, Policy, UserError, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from envs import UserError
 from envs.alfworld import AlfWorld
+from support import large, sampler
 from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
@@ -152,7 +153,7 @@ def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, rec
         gradient(policy, records, micro_batch_tokens=2 * longest)
     with pytest.raises(UserError, match="micro-batch of 1 .* add --gradient-checkpointing"):
         gradient(policy, records, micro_batch_tokens=1)
-    monkeypatch.setattr(common.Sampler, "feed", score)
+    monkeypatch.setattr(sampler.Sampler, "feed", score)
     env = AlfWorld(houses=True, max_steps=2)
     with pytest.raises(UserError, match="out of memory with 4 episodes at a time: lower --rollout-batch to 2"):
         rollout(policy, env, [Play(env.tasks("train")[0], "g", ("oom", i)) for i in range(6)], batch=4)

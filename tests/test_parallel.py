@@ -19,11 +19,11 @@ from safetensors.torch import load_file
 import common
 import distill
 import evaluate
-import large
 import mine
-import parallel
 import warmup
-from common import Play, UserError, assign_advantages, rollout, rows_of
+from common import Play, assign_advantages, rollout, rows_of
+from envs import UserError
+from support import files, large, parallel
 from tests.conftest import arguments, ended, free_port, make_chat_model, play, start
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
@@ -151,7 +151,7 @@ def in_one_process(script, arguments):
 
 def story(run, name="warmup"):
     """What an iteration's lines say, apart from seconds."""
-    lines = common.read_jsonl(f"runs/{run}/{name}/trajectories.jsonl")
+    lines = files.read_jsonl(f"runs/{run}/{name}/trajectories.jsonl")
     return [(r["traj_id"], [s["action"] for s in r["steps"]], [round(s["advantage"], 4) for s in r["steps"]]) for r in lines]
 
 
@@ -173,7 +173,7 @@ def test_all_three_phases_run_in_two_processes():
     games = ["--games", "6", "--repetitions", "1", "--threads", "1", "--device", "cpu"]
     for n in (1, 2):
         succeeds(n, phase(evaluate, [*games, "--out", f"evaluate{n}"]))
-    one, two = (common.read_jsonl(f"evaluate{n}/results.jsonl") for n in (1, 2))
+    one, two = (files.read_jsonl(f"evaluate{n}/results.jsonl") for n in (1, 2))
     assert one == two and len(one) == 5 * 6 and Path("evaluate2/curves.png").exists()
 
 
@@ -185,7 +185,7 @@ def test_every_process_has_a_vllm_engine_of_its_own(shard):
     small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
     arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--old-logprobs", "trainer"]
     succeeds(2, phase(warmup, arguments, toy=False), shard)
-    lines = common.read_jsonl("runs/default/warmup/metrics.jsonl")
+    lines = files.read_jsonl("runs/default/warmup/metrics.jsonl")
     assert len(lines) == 2 and all(line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines)
 
 
@@ -211,7 +211,7 @@ def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(before, afte
     in_one_process(warmup, [*WARMUP, "--run", "one"])
     codes, _ = launch(before[0], partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {0, 1}), before[1])
     assert codes == [-signal.SIGKILL] * before[0]
-    assert [line["iteration"] for line in common.read_jsonl("runs/many/warmup/metrics.jsonl")] == [0, 1]
+    assert [line["iteration"] for line in files.read_jsonl("runs/many/warmup/metrics.jsonl")] == [0, 1]
     texts = succeeds(after[0], phase(warmup, [*WARMUP, "--run", "many"]), after[1])
     assert "going on after iteration 2" in texts[0]
     same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)

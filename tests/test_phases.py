@@ -17,7 +17,8 @@ import distill
 import evaluate
 import mine
 import warmup
-from common import UserError
+from envs import UserError
+from support import cli, files
 from tests.conftest import ended, play, run_main, start
 from tests.toy import Doors
 
@@ -96,7 +97,7 @@ def same_as_uninterrupted(phase, finished):
     """The phase's weights are those of the uninterrupted run, bit by bit, and its files tell the same story."""
     assert weights(phase) == (finished / "default" / phase / "policy" / "model.safetensors").read_bytes()
     for name in ("trajectories.jsonl", "metrics.jsonl"):
-        ours, theirs = (common.read_jsonl(folder / phase / name) for folder in (Path("runs/default"), finished / "default"))
+        ours, theirs = (files.read_jsonl(folder / phase / name) for folder in (Path("runs/default"), finished / "default"))
         assert [line.get("traj_id", line.get("pg_loss")) for line in ours] == [line.get("traj_id", line.get("pg_loss")) for line in theirs]
 
 
@@ -114,7 +115,7 @@ def test_a_full_disk_loses_nothing_already_written(monkeypatch, finished, toy):
     monkeypatch.setattr(common.Policy, "save", failing)
     with pytest.raises((OSError, UserError), match="No space left"):
         run_main(monkeypatch, distill, *PHASES[distill])
-    assert len(common.read_jsonl("runs/default/distill/metrics.jsonl")) == 2  # both iterations' lines are whole
+    assert len(files.read_jsonl("runs/default/distill/metrics.jsonl")) == 2  # both iterations' lines are whole
     monkeypatch.setattr(common.Policy, "save", save)
     run_main(monkeypatch, distill, *PHASES[distill])
     assert weights("distill") == (finished / "default" / "distill" / "policy" / "model.safetensors").read_bytes()
@@ -149,13 +150,13 @@ def test_a_world_of_one_task_type_gives_twelve_successes_and_others_a_few_of_eac
 
 
 def test_the_three_phases_hand_on_their_files(finished):
-    pairs = common.read_jsonl(finished / "default" / "mine" / "pairs.jsonl")
-    skills = {skill["skill_id"]: skill for skill in common.skills_file(finished / "default" / "mine" / "skills.jsonl")}
+    pairs = files.read_jsonl(finished / "default" / "mine" / "pairs.jsonl")
+    skills = {skill["skill_id"]: skill for skill in files.skills_file(finished / "default" / "mine" / "skills.jsonl")}
     assert pairs and skills
     for pair in pairs:
         assert pair["delta"] == sum(pair["s_skill"]) / 2 - sum(pair["s_base"]) / 2
         assert all(pair["task_id"] not in skills[name]["source_task_ids"] for name in pair["skill_ids"])
-    records = common.read_jsonl(finished / "default" / "distill" / "trajectories.jsonl")
+    records = files.read_jsonl(finished / "default" / "distill" / "trajectories.jsonl")
     assert {r["condition"] for r in records} == {"plain", "skill"}
     taught = [s for r in records if r["condition"] == "skill" for s in r["steps"] if s["weight"]]
     assert all(s["gate"] and 0 < s["weight"] <= 2 and s["advantage"] > 0 for s in taught)
@@ -195,7 +196,7 @@ def test_snapshots_are_kept_and_the_learning_rate_falls(monkeypatch, toy):
 def test_a_number_of_iterations_that_is_asked_for_takes_the_place_of_the_presets_clock(monkeypatch):
     def arguments(*typed):
         monkeypatch.setattr(sys, "argv", ["distill.py", *typed])
-        return common.parse_args(common.make_parser("test"), laptop=dict(minutes=8))
+        return cli.parse_args(cli.make_parser("test"), laptop=dict(minutes=8))
 
     assert (arguments().minutes, arguments("--iterations", "6").minutes) == (8, None)
     assert arguments("--iterations", "6", "--minutes", "1").minutes == 1
@@ -206,7 +207,7 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
     shutil.copytree(finished, "runs")
     arguments = ["--games", "8", "--repetitions", "2", "--threads", "1"]
     run_main(monkeypatch, evaluate, *arguments)
-    results = common.read_jsonl("runs/default/evaluate/results.jsonl")
+    results = files.read_jsonl("runs/default/evaluate/results.jsonl")
     assert len({(r["arm"], r["split"], r["task_id"], r["repetition"]) for r in results}) == len(results) == 5 * 8 * 2
     assert all(os.path.getsize(f"runs/default/evaluate/{name}.png") > 1000 for name in ("success", "types", "curves"))
     assert "SIRI, plain prompt" in capsys.readouterr().out
@@ -232,7 +233,7 @@ def test_metrics_go_to_a_tracker_where_one_is_asked_for(monkeypatch, toy, tmp_pa
 
     about, *lines, end = trackio.said
     assert about["name"] == "default-warmup" and about["config"]["groups"] == 6 and end == 0
-    assert [line["pg_loss"] for line in lines] == [line["pg_loss"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
+    assert [line["pg_loss"] for line in lines] == [line["pg_loss"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     if not find_spec("wandb"):
         with pytest.raises(UserError, match="run pip install wandb"):
             run_main(monkeypatch, warmup, *PHASES[warmup], "--track", "wandb", "--run", "other")
@@ -295,8 +296,8 @@ def test_changed_arguments_and_a_finished_phase_are_refused(monkeypatch, no_mode
 def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no_model, finished):
     shutil.copytree(finished, "runs")
     trajectories, skills = "runs/default/warmup/trajectories.jsonl", "runs/default/mine/skills.jsonl"
-    lines = common.read_jsonl(trajectories)
-    common.write_jsonl(trajectories, [line | {"success": False} for line in lines])
+    lines = files.read_jsonl(trajectories)
+    files.write_jsonl(trajectories, [line | {"success": False} for line in lines])
     with pytest.raises(UserError, match="no successes to mine"):
         run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
     with open(trajectories, "a") as file:
@@ -305,7 +306,7 @@ def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no
         run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
     os.makedirs("runs/default/mine", exist_ok=True)
     open("runs/default/mine/done", "w").close()
-    common.write_jsonl(skills, [])
+    files.write_jsonl(skills, [])
     with pytest.raises(UserError, match="no active skill"):
         run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])
 
@@ -320,7 +321,7 @@ def test_later_scripts_play_the_environment_that_the_run_began_with(monkeypatch,
         (["x", "--env", "webshop"], False, "webshop"),
     ):
         monkeypatch.setattr(sys, "argv", arguments)
-        assert common.parse_args(common.make_parser("test"), first=first).env == env
+        assert cli.parse_args(cli.make_parser("test"), first=first).env == env
 
 
 def test_an_unwritable_folder_is_named(monkeypatch, no_model, tmp_path):
@@ -347,6 +348,6 @@ def test_the_environment_of_one_file_is_shown_whole_in_the_readme():
 def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
     more = "--env tests.toy:Doors --groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
     run_main(monkeypatch, warmup, *SMALL, *more)
-    success = [line["success_plain"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
-    steps = [line["mean_steps"] for line in common.read_jsonl("runs/default/warmup/metrics.jsonl")]
+    success = [line["success_plain"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
+    steps = [line["mean_steps"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     assert sum(success[-5:]) / 5 > 0.9 > sum(success[:2]) / 2 and sum(steps[-5:]) / 5 < sum(steps[:5]) / 5 - 0.3, (success, steps)

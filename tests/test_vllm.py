@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import common
-import large
-import vllm_engine
 import warmup
-from common import Play, Policy, UserError, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from envs import UserError
 from envs.alfworld import AlfWorld
+from support import files, large, vllm_engine
 from tests.conftest import arguments, make_chat_model, run_main
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
@@ -213,7 +213,7 @@ def test_the_phases_run_with_vllm(monkeypatch, tmp_path, folder, shared):
     common.ENGINES[0], shared.seen = shared, None
     small = "--groups 2 --group-size 2 --max-steps 3 --max-response 8 --max-prompt 1500 --iterations 2 --device cpu".split()
     run_main(monkeypatch, warmup, *small, "--model", folder, "--engine", "vllm", "--old-logprobs", "trainer", "--stop-at", "0")
-    lines = common.read_jsonl("runs/default/warmup/metrics.jsonl")
+    lines = files.read_jsonl("runs/default/warmup/metrics.jsonl")
     assert len(lines) == 2 and all(0 <= line["sampler_gap"] < 1e-3 for line in lines)
     assert Path("runs/default/warmup/policy/model.safetensors").exists()
 

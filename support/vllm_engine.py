@@ -12,9 +12,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-import large
-import parallel
-from common import UserError, rng
+from envs import UserError
+from support import large, parallel
+from support.files import rng
 
 RANGE = (0, 32), (0, 33)  # versions that the tests were run with, from and below
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-import parallel
+from support import parallel
 
 
 def prepare_training(policy, args):

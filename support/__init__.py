@@ -1,0 +1,1 @@
+"""What you need not read to understand the method."""
