@@ -32,10 +32,7 @@ import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from recipes import plan  # noqa: E402
-from support import (
-    cli,  # noqa: E402
-    large,  # noqa: E402
-)
+from support import cli, large  # noqa: E402
 
 TINY = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=32)
 

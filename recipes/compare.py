@@ -27,11 +27,11 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import load_policy, make_env, write_jsonl  # noqa: E402
-from envs import UserError
+from common import load_policy, make_env  # noqa: E402
+from envs import UserError  # noqa: E402
 from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, run_script
-from support.files import read_jsonl, skills_file
+from support.cli import base_parser, parse_args, run_script  # noqa: E402
+from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
