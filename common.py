@@ -7,25 +7,26 @@
     5 update       GiGPO's loss, equations (9)-(11), and the pass over an iteration's rows (12)
     6 retrieval    which skills of a bank fit a task
 
-Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.  Records go to trajectories.jsonl, once.
-Equation numbers are those of docs/method.md.  Nothing here knows an environment by name outside `make_env`, nor which policy it
-trains: the laptop's million parameters and a 7B model differ by arguments only.  What is not the method is in support/.
+Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.  Records go to
+trajectories.jsonl, once.  Equation numbers are those of docs/method.md.  Nothing here knows an
+environment by name outside `make_env`, nor which policy it trains: the laptop's million parameters
+and a 7B model differ by arguments only.  What is not the method is in support/.
 """
 
 import math
 import sys
 import zlib
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from envs import UserError
 from support import chat, constrain, large, packing, parallel, training
@@ -42,7 +43,7 @@ def make_env(name, simulator="fast", max_steps=None):
     """The environment of --env; the only place in the method's code that knows one by name.
 
     name: alfworld, webshop, or MODULE:CLASS of your own (envs/__init__.py says what it must have).
-    simulator: of ALFWorld, fast (ours) or textworld (official).  UserError for a name that is none."""
+    simulator: of ALFWorld, fast (ours) or textworld (official).  UserError for an unknown name."""
     if name == "alfworld":
         from envs.alfworld import AlfWorld
 
@@ -91,14 +92,14 @@ class Policy:
 
     style       "chat" with a chat template, else "compact" (with "+note": the agent-side note)
     constrain   responses are sampled among what env.responses offers, by masking all other tokens
-                at every position (support/constrain.py).  The stand-ins do; chat models are free."""
+                at every position (support/constrain.py).  Stand-ins do; chat models are free."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
         check_model(name)
         self.name, self.device = str(name), device
         self.tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype))
-        self.model = model.to(device).eval()  # no dropout, in updates neither: ratios start at 1
+        # no dropout, in updates neither: ratios start at 1
+        self.model = large.load_model(name, device, dtype)
         compact = "compact+note" if note else "compact"
         self.style = "chat" if self.tokenizer.chat_template else compact
         self.constrain = self.style != "chat" if constrain is None else constrain
@@ -114,7 +115,8 @@ class Policy:
         self.sampling = self.model  # another copy where the trained weights are sharded
         self.engine = None  # vLLM, where it samples
         self.lora, self.adapter_off, self.autocast = False, False, nullcontext
-        self.chunk = max(1, 2**28 // self.model.config.vocab_size)  # targets whose logits exist at once: 1 GiB
+        # targets whose logits exist at once: 1 GiB in float32
+        self.chunk = max(1, 2**28 // self.model.config.vocab_size)
         self.version, self.synced = 0, None  # optimizer steps, and the last one the sampler saw
 
     def encode(self, text):
@@ -125,8 +127,9 @@ class Policy:
         return chat.encode_turn(self.tokenizer, text) if self.style == "chat" else self.encode(text)
 
     def decode(self, ids):
-        skip = self.style == "chat"  # a chat model's end-of-turn token is no part of its text
-        return self.tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        # a chat model's end-of-turn token is no part of its text
+        how = dict(skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(ids, **how)
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         """(ids, truncated) of the prompt at a step.  history: list of (Step, action).
@@ -210,9 +213,8 @@ def load_policy(name, args, trained=False, reference=False):
         from support import vllm_engine  # the only place that needs vLLM
 
         policy.engine = vllm_engine.engine_for(policy, args)
-    elif sharded and trained:
-        whole = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype))
-        policy.sampling = whole.to(args.device).eval()
+    elif sharded and trained:  # shards cannot sample: a second copy, in one piece
+        policy.sampling = large.load_model(name, args.device, args.dtype)
     return policy
 
 
@@ -329,29 +331,20 @@ def rollout(
     quiet = not sys.stderr.isatty() or parallel.rank() > 0
     bar = tqdm(total=len(plays), desc=title, leave=False, disable=quiet)
 
-    def share_of(plays):
-        """The records of this process's plays."""
+    def share_of(plays):  # the records of this process's plays
         if policy.engine:
             episodes = [Episode(env, play) for play in plays]
             return policy.engine.play(policy, episodes, temperature, batch, max_response, bar)
         size = max(1, min(batch, math.ceil(len(plays) / threads)))
         parts = [plays[i : i + size] for i in range(0, len(plays), size)]
-
-        def lockstep(part):
-            return play_together(policy, env, part, temperature, max_response, bar)
-
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                return sum(pool.map(lockstep, parts), [])
-            except torch.OutOfMemoryError:
-                found = f"out of memory with {size} episodes at a time"
-                raise UserError(f"{found}: lower --rollout-batch to {max(1, size // 2)}") from None
+        lockstep = partial(play_together, policy, env, temperature, max_response, bar)
+        return training.in_threads(lockstep, parts, threads)
 
     with bar:  # groups are dealt to processes whole
         return parallel.share(share_of, plays, [play.group_id for play in plays])
 
 
-def play_together(policy, env, plays, temperature, max_response, bar):
+def play_together(policy, env, temperature, max_response, bar, plays):
     """Plays episodes in lockstep, one batched response a step; returns their records."""
     episodes = [Episode(env, play) for play in plays]
     # a stream for each episode: what it does depends neither on the batch nor on its order

@@ -13,7 +13,7 @@ is needed.
 
     laptop      python distill.py
     one GPU     python distill.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --engine vllm
-    many        accelerate launch --config_file recipes/fsdp.yaml distill.py --preset paper --engine vllm
+    many        bash recipes/qwen7b.sh    (accelerate launch, FSDP)
 """
 
 from bisect import bisect_left
@@ -59,8 +59,8 @@ def action_token_mask(policy, step):
     """1[token j is an action token] of (17), per response token of a step.
 
     A token counts that holds a part of the action's text, also of a single character: byte-level
-    tokens may begin and end inside one.  So prefixes of the response are decoded; a broken character
-    at a prefix's end shows as U+FFFD, one character like the whole one."""
+    tokens may begin and end inside one.  So prefixes of the response are decoded; a broken
+    character at a prefix's end shows as U+FFFD, one character like the whole one."""
     ids, text = step["response_ids"], step["response"]
     first, last = action_span(text, policy.style)  # characters, without the tags
     if first >= last or not step["valid"]:
@@ -119,8 +119,9 @@ def plain_twins(policy, env, records, deltas, w_max=2.0, unit=1.0):
             m, s["weight"] = token_weights(gate, s["advantage"], mask, w_max, unit)
             # the response is kept as sampled, thoughts included (ambiguity A10); rl=False: L_PG,
             # KL and entropy see the sampled row, not its twin
-            twin = Row(prompt_ids, s["response_ids"], s["logprobs"], s["allowed"], rl=False, episode=e)
-            twin.weights, twin.n_taught = [j * s["weight"] for j in m], sum(m)
+            sampled = (s["response_ids"], s["logprobs"], s["allowed"])
+            twin = Row(prompt_ids, *sampled, rl=False, episode=e)
+            twin.weights, twin.n_taught = [j * s["weight"] for j in m], sum(m)  # M w, sum M
             twins.append(twin)
             n_taught += sum(m)
             total_weight += sum(twin.weights)
@@ -128,7 +129,7 @@ def plain_twins(policy, env, records, deltas, w_max=2.0, unit=1.0):
 
 
 def siri_loss(tokens, lam, **gigpo):
-    """(19) L_int = - sum M w log pi(y | plain prompt) / sum M   and   (20) L = L_GiGPO + lambda L_int.
+    """(19) L_int = - sum M w log pi(y | plain prompt) / sum M,  (20) L = L_GiGPO + lambda L_int.
 
     tokens.weights is M w, (N,); sum M is the whole mini-batch's.  gigpo: keywords of gigpo_loss."""
     l_gigpo, sums = gigpo_loss(tokens, **gigpo)
@@ -157,14 +158,17 @@ def main():
     )
     group = parser.add_argument_group("phase 2")
     group.add_argument("--skills", help="skills.jsonl to use (default: the mining phase's)")
-    group.add_argument("--n-eval", type=whole(1), default=by_preset(laptop=2, paper=8),
-                       help="(16) paired groups before a candidate may become active")  # fmt: skip
+    about = "(16) paired groups before a candidate may become active"
+    tries = by_preset(laptop=2, paper=8)
+    group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     # L_int averages over few tokens: 0.1 weighs a taught token more than a policy-gradient token.
     # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that
-    group.add_argument("--lambda-max", type=number(least=0), default=by_preset(laptop=5.0, paper=0.1),
-                       help="(20) largest weight of L_int; 0: GiGPO on paired rollouts only")  # fmt: skip
-    group.add_argument("--k-warm", type=whole(0), default=by_preset(laptop=0, paper=20),
-                       help="(20) iterations until lambda is at its largest")  # fmt: skip
+    about = "(20) largest weight of L_int; 0: GiGPO on paired rollouts only"
+    largest = by_preset(laptop=5.0, paper=0.1)
+    group.add_argument("--lambda-max", type=number(least=0), default=largest, help=about)
+    about = "(20) K_warm: iterations until lambda is at its largest; 0: at once"
+    warm = by_preset(laptop=0, paper=20)
+    group.add_argument("--k-warm", type=whole(0), default=warm, help=about)
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
@@ -177,6 +181,7 @@ def main():
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
     unit = 10.0 if args.adv_mode == "mean_norm" else 1.0  # of advantages, see token_weights
+    how = update_options(args, env)
 
     for k in run.iterations():
         bank = state["bank"]
@@ -200,7 +205,7 @@ def main():
             def loss(tokens, lam=lam):
                 return siri_loss(tokens, lam, beta=args.beta)  # (19), (20)
 
-            losses = update(policy, optimizer, rows, stream, loss, ref_policy, **update_options(args, env))
+            losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         metrics = losses | taught | {"lambda": lam}
         run.log(k, policy, optimizer, records, metrics, pairs, bank)
 

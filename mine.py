@@ -1,4 +1,4 @@
-"""Phase 1: the policy writes skills from its own successes, and paired rollouts find out which help.
+"""Phase 1: the policy writes skills from its own successes; paired rollouts find out which help.
 
 Every --mine-every iterations a frozen snapshot of the policy reads some of its winning plain
 episodes and writes one short skill from each ("when ..., do ...").  From then on half of a group's
@@ -12,7 +12,7 @@ difference of their success is the skill's effect on this game.  GiGPO goes on w
 
     laptop      python mine.py
     one GPU     python mine.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --engine vllm
-    many        accelerate launch --config_file recipes/fsdp.yaml mine.py --preset paper --engine vllm
+    many        bash recipes/qwen7b.sh    (accelerate launch, FSDP)
     pure mining python mine.py --lr 0    (the policy stays as it is; ambiguity A2)
 """
 
@@ -83,7 +83,7 @@ def alike(a, b, threshold=0.8):
 
 
 def generate(policy, prompts, keys, temperature, max_new, batch=64):
-    """Free text after each prompt (a string).  keys: name a random stream each.  Returns strings."""
+    """Free text after each prompt (a string).  keys name a random stream each.  Returns strings."""
     large.ready_to_sample(policy)
     asked = [(policy.encode_prompt(text), key) for text, key in zip(prompts, keys)]
     longest = max((len(ids) for ids, _ in asked), default=0)
@@ -104,7 +104,7 @@ def generate(policy, prompts, keys, temperature, max_new, batch=64):
     return [policy.decode(ids) for ids in parallel.share(write, asked, keys)]
 
 
-def write_skills(policy, env, env_name, pool, bank, k, seed, per_type, temperature, max_new=256):
+def write_skills(policy, env, pool, bank, k, seed, per_type=4, temperature=0.7, max_new=256):
     """Asks the policy for one skill per chosen success; returns (new candidates, refused answers).
 
     This runs before the iteration's update, so the policy *is* the frozen snapshot."""
@@ -114,7 +114,7 @@ def write_skills(policy, env, env_name, pool, bank, k, seed, per_type, temperatu
     answers = generate(policy, prompts, keys, temperature, max_new)
     new, refused = [], []
     for i, (record, answer) in enumerate(zip(chosen, answers)):
-        skill = {"skill_id": f"{PHASE}-{k}-{i}", "env": env_name, "task_type": record["task_type"]}
+        skill = {"skill_id": f"{PHASE}-{k}-{i}", "task_type": record["task_type"]}
         try:
             # the world reads the answer: it refuses what is empty, too long, or cannot transfer
             # because it names "cabinet 3"
@@ -253,10 +253,11 @@ def main():
         mine_temperature=by_preset(laptop=0.2, paper=0.7),  # of writing skills
     )
     group = parser.add_argument_group("phase 1")
-    group.add_argument("--mine-every", type=whole(1), default=10,
-                       help="I_mine: iterations between mining events")  # fmt: skip
-    group.add_argument("--n-eval", type=whole(1), default=by_preset(laptop=2, paper=8),
-                       help="(16) paired groups before a candidate may become active")  # fmt: skip
+    about = "I_mine: iterations between mining events"
+    group.add_argument("--mine-every", type=whole(1), default=10, help=about)
+    about = "(16) paired groups before a candidate may become active"
+    tries = by_preset(laptop=2, paper=8)
+    group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
@@ -266,14 +267,15 @@ def main():
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
     pool = load_pool(source, run)
-    loss = partial(gigpo_loss, beta=args.beta)
+    loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 
     for k in run.iterations():
         bank = state["bank"]
         if k % args.mine_every == 0:
             pool = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
-            new, refused = write_skills(policy, env, args.env, pool, bank, k, args.seed, args.per_type, args.mine_temperature)
-            bank += new
+            how_to_write = (args.seed, args.per_type, args.mine_temperature)
+            new, refused = write_skills(policy, env, pool, bank, k, *how_to_write)
+            bank += [skill | {"env": args.env} for skill in new]
             run.append("rejected.jsonl", refused)
         # half of a group with one skill in the prompt, the other half without
         chosen = sample_tasks(tasks, args.groups, rng(args.seed, PHASE, k, "tasks"))
@@ -290,7 +292,8 @@ def main():
         with run.timed("update"):
             run.set_lr(optimizer)
             stream = rng(args.seed, PHASE, k, "mini-batches")
-            losses = update(policy, optimizer, rows_of(records), stream, loss, ref_policy, **update_options(args, env))
+            rows = rows_of(records)
+            losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         pool += [record | {"iteration": k} for record in records if record["condition"] == "plain"]
         run.log(k, policy, optimizer, records, losses, pairs, bank)
 

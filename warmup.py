@@ -1,4 +1,4 @@
-"""Phase 0: warm the policy up with GiGPO until it wins often enough to learn from its own successes.
+"""Phase 0: warm the policy up with GiGPO until it wins often enough to learn from itself.
 
 Each iteration plays B tasks x G episodes from the same starts, compares every episode with its
 group and every step with the other visits of the same state, and takes one pass of clipped policy
@@ -11,8 +11,9 @@ gradient.
 
     laptop      python warmup.py
     one GPU     python warmup.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --engine vllm
-    many        accelerate launch --config_file recipes/fsdp.yaml warmup.py --preset paper --engine vllm
-    GiGPO only  python warmup.py --run NAME-gigpo --control NAME    (SIRI's control)
+    many        bash recipes/qwen7b.sh    (accelerate launch, FSDP)
+    GiGPO only  python warmup.py --run NAME-gigpo --model runs/NAME/warmup/policy --stop-at 0 \
+                    --lr-end 0.1 --minutes 10.5    (SIRI's control, for the same minutes)
 
 Interrupted?  The same command goes on after the last finished iteration.
 """
@@ -73,10 +74,12 @@ def main():
         lr_end=1.0,
     )
     group = parser.add_argument_group("phase 0")
-    group.add_argument("--window", type=whole(1), default=by_preset(laptop=2, paper=5),
-                       help="(13) W: iterations over which successes are counted")  # fmt: skip
-    group.add_argument("--stop-at", type=number(least=0, most=1), default=by_preset(laptop=0.2, paper=0.4),
-                       help="(13) N_req as a share of the window's episodes; 0: never stop early")  # fmt: skip
+    about = "(13) W: iterations over which successes are counted"
+    w = by_preset(laptop=2, paper=5)  # a stand-in changes faster
+    group.add_argument("--window", type=whole(1), default=w, help=about)
+    about = "(13) N_req as a share of the window's episodes; 0: never stop early"
+    share = by_preset(laptop=0.2, paper=0.4)
+    group.add_argument("--stop-at", type=number(least=0, most=1), default=share, help=about)
     args = parse_args(parser, first=True)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
@@ -85,7 +88,7 @@ def main():
     run = Run(args, PHASE, source, state)
     policy, ref_policy, optimizer = load_training(run.weights, source, args)
     run.restore(policy, optimizer)
-    loss = partial(gigpo_loss, beta=args.beta)
+    loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 
     for k in run.iterations():
         # B tasks, G plain episodes of each
@@ -98,7 +101,8 @@ def main():
         with run.timed("update"):
             run.set_lr(optimizer)
             stream = rng(args.seed, PHASE, k, "mini-batches")
-            losses = update(policy, optimizer, rows_of(records), stream, loss, ref_policy, **update_options(args, env))
+            rows = rows_of(records)
+            losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         state["wins"].append(sum(record["success"] for record in records))
         if enough_successes(state["wins"], args.window, args.stop_at, len(plays)):
             run.stop(f"(13): {sum(state['wins'][-args.window:])} wins in {args.window} iterations")

@@ -145,3 +145,14 @@ def update_options(args, env):
         threads=args.threads,
         checkpointing=args.gradient_checkpointing,
     )
+
+
+def in_threads(play, parts, threads):
+    """play(part) -> records, for all parts of the episodes, in their order.  UserError where memory runs out."""
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            return [record for records in pool.map(play, parts) for record in records]
+        except torch.OutOfMemoryError:
+            size = max(map(len, parts))
+            found = f"out of memory with {size} episodes at a time"
+            raise UserError(f"{found}: lower --rollout-batch to {max(1, size // 2)}") from None
