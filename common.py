@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from envs import FreeText, Step, UserError, action_span
 from support import large, parallel
 from support.files import rng
-from support.runs import Run
+from support.runs import Run, for_file  # noqa: F401 (for_file: the phases' and tests')
 from support.sampler import Sampler, masked_log_softmax, next_of_words
 
 
@@ -51,8 +51,9 @@ def make_env(args):
     module, _, name = args.env.partition(":")
     try:
         return getattr(import_module(module), name)()
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({error})") from None
+    except Exception as error:  # whatever that module does when it is imported or called
+        reason = f"{error}" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+        raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({reason})") from None
 
 
 # ---- 2. policy -----------------------------------------------------------------------------------------------------------------
@@ -210,7 +211,7 @@ def load_policy(name, args, trained=False, reference=False):
     if sharded:
         policy.device = args.device
         parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
-    if args.sampler == "vllm" and not reference:
+    if args.engine == "vllm" and not reference:
         from support.vllm_engine import Engine  # the only place that needs vLLM
 
         ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
@@ -232,7 +233,7 @@ def check_model(name, args=None):
     # without a template it has to be a stand-in: these know a few thousand tokens, those of their world; base models know ten times more
     if not tokenizer.chat_template and len(tokenizer) > 10_000:
         raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
-    if args and args.sampler == "vllm" and not tokenizer.chat_template:
+    if args and args.engine == "vllm" and not tokenizer.chat_template:
         raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
     context = getattr(config, "max_position_embeddings", None)
     if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
@@ -355,17 +356,6 @@ def new_record(env, play, world):
         "reward": 0.0,
         "steps": [],
     }
-
-
-def for_file(record):
-    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
-    drop = ("prompt_ids", "allowed", "admissible")
-    steps = [
-        {k: v for k, v in step.items() if k not in drop}
-        | {"n_admissible": len(step["admissible"]), "logprobs": [round(x, 5) for x in step["logprobs"]]}
-        for step in record["steps"]
-    ]
-    return {k: v for k, v in record.items() if k != "skills"} | {"steps": steps}
 
 
 def generate(policy, prompts, keys, temperature, max_new, batch=64):
@@ -713,7 +703,7 @@ def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
     if policy.engine:
         policy.engine.sleep()
     with parallel.apart():
-        if args.old_logprobs == "trainer" or args.sampler == "vllm":
+        if args.old_logprobs == "trainer" or args.engine == "vllm":
             total = trainer_logprobs(policy, parts, args)
     for batch, own in zip(batches, parts):
         n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of all processes: every one knows all rows
@@ -843,21 +833,19 @@ def sample_tasks(tasks, args, phase, k):
     return [tasks[i] for i in rng(args.seed, phase, k, "tasks").choice(len(tasks), args.groups, replace=args.groups > len(tasks))]
 
 
-def start(args, phase, source, state):
+def start(args, phase, source, state, skills=None):
     """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
-    weights that the phase starts from."""
+    weights that the phase starts from; skills: the file of skills that it starts from."""
     env = make_env(args)
     args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps  # as many optimizer steps where episodes are short
     tasks = train_tasks(env, args)
     check_model(str(source), args)
-    run = Run(args, phase, state)
-    print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
-    policy = load_policy(source if args.lora_rank else run.checkpoint or source, args, trained=True)
+    run = Run(args, phase, source, state, skills)
+    print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on", flush=True)
+    policy = load_policy(run.weights, args, trained=True)
     ref_policy = None
     if args.beta > 0:
         ref_policy = large.without_adapter(policy) if args.lora_rank else load_policy(source, args, reference=True)
     optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
     run.restore(policy, optimizer)
     return run, env, tasks, policy, ref_policy, optimizer
-
-

@@ -13,7 +13,6 @@ skill, no bank and no longer prompt is needed.
     many        accelerate launch --config_file recipes/fsdp.yaml distill.py --preset paper --dtype bfloat16 --engine vllm
 """
 
-import time
 from collections import Counter
 
 from common import (
@@ -22,7 +21,6 @@ from common import (
     action_token_mask,
     assign_advantages,
     credit,
-    for_file,
     pair_effects,
     prompts_of,
     retrieve,
@@ -33,9 +31,9 @@ from common import (
     update,
 )
 from envs import UserError
-from support.cli import make_parser, parse_args, run_script, skill_arguments
+from support.cli import by_preset, make_parser, number, parse_args, run_script, text, whole
 from support.files import rng, skills_file, write_jsonl
-from support.runs import episode_metrics, finished_phase, policy_folder
+from support.runs import finished_phase, policy_folder
 
 PHASE = "distill"
 
@@ -86,48 +84,49 @@ def lambda_at(k, args):
 
 
 def main():
-    parser = make_parser(__doc__)
-    group = skill_arguments(parser)
-    group.add_argument("--skills", help="skills.jsonl to use (default: that of the mining phase)")
-    group.add_argument("--show", type=int, default=3, help="active skills in a skill prompt")
-    group = parser.add_argument_group("internalisation")
-    group.add_argument("--lambda-max", type=float, default=0.1, help="(20) largest weight of L_int; 0: GiGPO on paired rollouts only")
-    group.add_argument("--k-warm", type=int, default=20, help="(20) iterations until lambda is at its largest; 0: from the start")
-    group.add_argument("--w-max", type=float, default=2.0, help="(18) largest weight of a token")
-    parts = ["gate", "weight", "mask"]
-    group.add_argument("--without", nargs="+", default=[], choices=parts, help="ablation: leave out parts of (17), (18)")
-    laptop = dict(minutes=10, n_eval=2, lambda_max=0.5, k_warm=0, lr_end=0.1, retire_after=8)
-    args = parse_args(parser, laptop=laptop, paper=dict(iterations=50))
+    parser = make_parser(
+        __doc__,
+        minutes=by_preset(laptop=10, paper=None),
+        iterations=by_preset(laptop=10_000, paper=50),
+        lr_end=by_preset(laptop=0.1, paper=1.0),
+        retire_after=by_preset(laptop=8, paper=3),
+        w_max=2.0,
+        without=[],
+    )
+    group = parser.add_argument_group("phase 2")
+    group.add_argument("--skills", type=text, help="skills.jsonl to use (default: that of the mining phase)")
+    group.add_argument("--show", type=whole(1, 100), default=3, help="active skills in a skill prompt")
+    about = "(20) largest weight of L_int; 0: GiGPO on paired rollouts only"
+    group.add_argument("--lambda-max", type=number(least=0, most=1000), default=by_preset(laptop=0.5, paper=0.1), help=about)
+    about = "(20) iterations until lambda is at its largest; 0: from the start"
+    group.add_argument("--k-warm", type=whole(0), default=by_preset(laptop=0, paper=20), help=about)
+    about = "(16) paired groups before a candidate may become active"
+    group.add_argument("--n-eval", type=whole(1), default=by_preset(laptop=2, paper=8), help=about)
+    args = parse_args(parser)
     source = finished_phase(args.source or f"runs/{args.run}/mine")
-    bank = skills_file(args.skills or source / "skills.jsonl")
+    skills = args.skills or source / "skills.jsonl"
+    bank = skills_file(skills, args.env)
     if not any(skill["status"] == "active" for skill in bank):
-        raise UserError(f"no active skill in {args.skills or source / 'skills.jsonl'}: mine longer, or lower --tau-act of mine.py")
+        raise UserError(f"no active skill in {skills}: mine longer, with more --iterations of mine.py")
     state = {"bank": bank}
-    run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, policy_folder(source), state)
+    run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, policy_folder(source), state, skills)
 
     for k in run.iterations():
-        began = time.time()
         plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
+        with run.timed("rollout"):
+            records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:
                 credit(skill, pair["delta"], k, args)
-        rolled = time.time()
         statistics = assign_advantages(records, env, args)
         run.set_lr(optimizer)
-        twins = plain_twins(policy, env, records, {pair["group_id"]: pair["delta"] for pair in pairs}, args)
         lam = lambda_at(k, args)
-        stream = rng(args.seed, PHASE, k, "mini-batches")
-        losses = update(policy, optimizer, rows_of(records) + twins, args, stream, ref_policy, lam)
-
-        run.append("trajectories.jsonl", [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records])
-        run.append("pairs.jsonl", [{"iteration": k} | pair for pair in pairs])
-        metrics = {"iteration": k, "lambda": lam} | episode_metrics(records, rolled - began) | statistics | losses
-        metrics["bank"] = dict(Counter(skill["status"] for skill in state["bank"]))
-        metrics["mean_effect"] = sum(p["delta"] for p in pairs) / max(1, len(pairs))
-        metrics["gate_open"] = sum(p["delta"] > 0 for p in pairs) / max(1, len(pairs))
-        run.end_iteration(policy, optimizer, metrics | {"update_seconds": time.time() - rolled})
+        with run.timed("update"):
+            twins = plain_twins(policy, env, records, {pair["group_id"]: pair["delta"] for pair in pairs}, args)
+            stream = rng(args.seed, PHASE, k, "mini-batches")
+            losses = update(policy, optimizer, rows_of(records) + twins, args, stream, ref_policy, lam)
+        run.log(k, policy, optimizer, records, {"lambda": lam} | statistics | losses, pairs, state["bank"])
 
     write_jsonl(run.folder / "skills.jsonl", state["bank"])  # evidence only: the result is the policy, which has never to see it again
     run.finish(policy, optimizer, {"bank": dict(Counter(skill["status"] for skill in state["bank"]))})

@@ -15,14 +15,12 @@ same start: the difference of their success is the skill's effect on this game. 
     pure mining python mine.py --lr 0    (the policy stays as it is; ambiguity A2)
 """
 
-import time
 from collections import Counter, defaultdict
 
 from common import (
     Play,
     assign_advantages,
     credit,
-    for_file,
     generate,
     pair_effects,
     retrieve,
@@ -34,9 +32,9 @@ from common import (
     words,
 )
 from envs import UserError
-from support.cli import make_parser, parse_args, run_script, skill_arguments
+from support.cli import by_preset, make_parser, parse_args, run_script, whole
 from support.files import read_jsonl, rng, write_jsonl
-from support.runs import episode_metrics, finished_phase, policy_folder
+from support.runs import finished_phase, policy_folder
 
 PHASE = "mine"
 
@@ -133,22 +131,22 @@ def paired_groups(env, tasks, bank, args, k):
 
 
 def main():
-    parser = make_parser(__doc__)
-    group = skill_arguments(parser)
-    group.add_argument("--mine-every", type=int, default=10, help="I_mine: iterations between mining events")
-    group.add_argument("--window", type=int, default=5, help="W: iterations whose successes are mined")
-    group.add_argument("--per-type", type=int, default=4, help="successes mined per task type and event (12 where there is one type)")
-    group.add_argument("--mine-temperature", type=float, default=0.7, help="of writing skills")
-    group.add_argument("--max-skill-tokens", type=int, default=256, help="length of a written skill")
-    group.add_argument("--explore", type=float, default=0.5, help="chance of the least-tried candidate instead of the best active skill")
-    group.add_argument("--promote-all", action="store_true", help="ablation: every candidate is active at once")
-    args = parse_args(parser, laptop=dict(iterations=2, n_eval=2, per_type=2, mine_temperature=0.2), paper=dict(iterations=40))
+    parser = make_parser(__doc__, iterations=by_preset(laptop=2, paper=40))
+    group = parser.add_argument_group("phase 1")
+    group.add_argument("--mine-every", type=whole(1), default=10, help="I_mine: iterations between mining events")
+    about = "(16) paired groups before a candidate may become active"
+    group.add_argument("--n-eval", type=whole(1), default=by_preset(laptop=2, paper=8), help=about)
+    parser.set_defaults(window=5, mine_temperature=by_preset(laptop=0.2, paper=0.7), explore=0.5)
+    group.add_argument("--per-type", type=whole(1), default=by_preset(laptop=2, paper=4), help="until it is a constant")
+    group.add_argument("--max-skill-tokens", type=whole(1), default=256, help="until it is a constant")
+    group.add_argument("--promote-all", action="store_true", help="until it is a patch")
+    args = parse_args(parser)
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
     warm = read_jsonl(source / "trajectories.jsonl")
     last = max((r["iteration"] for r in warm), default=0)
     pool = [r for r in warm if r["iteration"] > last - args.window]
     if not any(r["success"] and r["condition"] == "plain" for r in pool):
-        raise UserError(f"no successes to mine in the last {args.window} iterations of {source}: warm up longer, or raise --window")
+        raise UserError(f"no successes to mine in the last {args.window} iterations of {source}: warm up longer")
     state = {"bank": []}
     run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, policy_folder(source), state)
     for r in pool:
@@ -157,34 +155,28 @@ def main():
         pool += [r for r in read_jsonl(run.folder / "trajectories.jsonl") if r["condition"] == "plain"]
 
     for k in run.iterations():
-        began = time.time()
         if k % args.mine_every == 0:
             pool = [r for r in pool if r["iteration"] >= k - args.window]
-            new, rejected = mine(policy, env, pool, state["bank"], args, k)
+            with run.timed("mine"):
+                new, rejected = mine(policy, env, pool, state["bank"], args, k)
             for skill in new:
                 skill["status"] = "active" if args.promote_all else "candidate"
             state["bank"] += new
             run.append("rejected.jsonl", rejected)
             print(f"mined {len(new)} candidates, rejected {dict(Counter(r['reason'] for r in rejected))}", flush=True)
         plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
+        with run.timed("rollout"):
+            records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:
                 credit(skill, pair["delta"], k, args)
-        rolled = time.time()
         statistics = assign_advantages(records, env, args)
         run.set_lr(optimizer)
-        losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
-
-        lines = [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records]
-        run.append("trajectories.jsonl", lines)
-        run.append("pairs.jsonl", [{"iteration": k} | pair for pair in pairs])
-        pool += [r for r in lines if r["condition"] == "plain"]
-        metrics = {"iteration": k} | episode_metrics(records, rolled - began) | statistics | losses
-        metrics["bank"] = dict(Counter(skill["status"] for skill in state["bank"]))
-        metrics["mean_effect"] = sum(p["delta"] for p in pairs) / max(1, len(pairs))
-        run.end_iteration(policy, optimizer, metrics | {"update_seconds": time.time() - rolled})
+        with run.timed("update"):
+            losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
+        pool += [{"iteration": k} | r for r in records if r["condition"] == "plain"]
+        run.log(k, policy, optimizer, records, statistics | losses, pairs, state["bank"])
 
     write_jsonl(run.folder / "skills.jsonl", state["bank"])
     for skill in sorted(state["bank"], key=lambda s: -s["utility"])[:8]:

@@ -16,12 +16,10 @@ Interrupted?  The same command goes on after the last finished iteration.
 """
 
 import math
-import time
 
-from common import Play, assign_advantages, for_file, rollout, rows_of, sample_tasks, start, update
-from support.cli import make_parser, parse_args, run_script
+from common import Play, assign_advantages, rollout, rows_of, sample_tasks, start, update
+from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng
-from support.runs import episode_metrics
 
 PHASE = "warmup"
 
@@ -42,31 +40,28 @@ def enough_successes(wins, args):
 
 
 def main():
-    parser = make_parser(__doc__)
+    parser = make_parser(__doc__, minutes=by_preset(laptop=3, paper=None), iterations=by_preset(laptop=10_000, paper=60))
     group = parser.add_argument_group("phase 0")
-    group.add_argument("--window", type=int, default=5, help="(13) W: iterations over which successes are counted")
-    group.add_argument("--stop-at", type=float, default=0.4, help="(13) N_req as a share of the window's episodes; 0: never stop early")
-    args = parse_args(parser, first=True, laptop=dict(minutes=3, window=2, stop_at=0.2), paper=dict(iterations=60))
+    about = "(13) W: iterations over which successes are counted"
+    group.add_argument("--window", type=whole(1), default=by_preset(laptop=2, paper=5), help=about)
+    about = "(13) N_req as a share of the window's episodes; 0: never stop early"
+    group.add_argument("--stop-at", type=number(least=0, most=1), default=by_preset(laptop=0.2, paper=0.4), help=about)
+    args = parse_args(parser, first=True)
     state = {"wins": []}  # successes per iteration
     run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, args.source or args.model, state)
 
     for k in run.iterations():
-        began = time.time()
         plays = plain_groups(sample_tasks(tasks, args, PHASE, k), args, k)
-        records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
-        rolled = time.time()
+        with run.timed("rollout"):
+            records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         statistics = assign_advantages(records, env, args)
         run.set_lr(optimizer)
-        losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
+        with run.timed("update"):
+            losses = update(policy, optimizer, rows_of(records), args, rng(args.seed, PHASE, k, "mini-batches"), ref_policy)
         state["wins"].append(sum(r["success"] for r in records))
-
-        run.append("trajectories.jsonl", [{"phase": PHASE, "iteration": k, "env": args.env} | for_file(r) for r in records])
-        metrics = {"iteration": k} | episode_metrics(records, rolled - began) | statistics | losses
-        stop = enough_successes(state["wins"], args)
-        run.end_iteration(policy, optimizer, metrics | {"update_seconds": time.time() - rolled}, last=stop)
-        if stop:
-            run.ended_by = f"(13): {sum(state['wins'][-args.window :])} successes in the last {args.window} iterations"
-            break
+        if enough_successes(state["wins"], args):
+            run.stop(f"(13): {sum(state['wins'][-args.window :])} successes in the last {args.window} iterations")
+        run.log(k, policy, optimizer, records, statistics | losses)
     run.finish(policy, optimizer, {"successes": state["wins"]})
 
 

@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import Play, load_policy, make_env, promotable, retrieve, rollout  # noqa: E402
 from evaluate import half_width, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, positive_int, run_script  # noqa: E402
+from support.cli import base_parser, parse_args, run_script, whole  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.runs import finished_phase, policy_folder  # noqa: E402
 
@@ -189,9 +189,9 @@ def summary(args):
 
 def main():
     parser = base_parser(__doc__)
-    parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
-    parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
-    parser.add_argument("--type-pairs", type=positive_int, default=300, help="pairs per task type of the table by task type")
+    parser.add_argument("--games", type=whole(1), default=40, help="held-out games per skill, at most")
+    parser.add_argument("--repetitions", type=whole(1), default=1, help="pairs per game")
+    parser.add_argument("--type-pairs", type=whole(1), default=300, help="pairs per task type of the table by task type")
     parser.add_argument("--summary", nargs="+", metavar="RUN", help="only sum up what these runs' effects have been measured to be")
     parser.add_argument("--out", default="results/effects", help="output folder of --summary")
     args = parse_args(parser)

@@ -27,11 +27,12 @@ constants.HF_HUB_OFFLINE = True  # a name that is no folder is not looked for in
 
 def arguments(**changes):
     """The laptop's arguments of a training phase, as parse_args and start would give them in ALFWorld."""
-    parser = cli.make_parser("test")
-    parser.set_defaults(**cli.PRESETS["laptop"])
-    args = parser.parse_args([])
-    cli.skill_arguments(parser)
-    return argparse.Namespace(**vars(parser.parse_args([])) | vars(args) | {"mini_batch_rows": 1200} | changes)
+    typed, sys.argv = sys.argv, ["test", "--preset", "laptop"]
+    try:
+        args = cli.parse_args(cli.make_parser("test", n_eval=8))
+    finally:
+        sys.argv = typed
+    return argparse.Namespace(**vars(args) | {"mini_batch_rows": 1200, "device": "cpu"} | changes)
 
 
 # Forked from a server that has imported the packages and computed nothing.  A fork of the tests' own process would believe in OpenMP
