@@ -16,7 +16,6 @@ share; validating skills is training.
 Interrupted?  The same command goes on: points that are in the file are not played again.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
 from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, run_script  # noqa: E402
+from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
@@ -281,18 +280,17 @@ def draw_types(points, args, env, splits, path):
 
 def main():
     parser = base_parser(__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--arms", nargs="+", default=["gigpo", "siri"], help="names of runs before -SEED; the first one is the control")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--split", nargs="+", help="splits (default: held_out, unless --final, and those of validation)")
     parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
     parser.add_argument("--budgets", nargs="+", type=float, default=[], help="more budgets for the table, in minutes")
-    parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
+    parser.add_argument("--temperature", type=number(above=0, most=100), default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
     parser.add_argument("--out", default="results/compare", help="output folder")
     parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
-    env = make_env(args)
+    env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or ["held_out"][args.final :] + list(env.split_names[1:])
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
