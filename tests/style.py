@@ -1,4 +1,4 @@
-"""How the text of the repository reads, in numbers; prints a table and exits with 1 where a number is missed.
+"""How the repository reads, in numbers; prints a table and exits with 1 where one is missed.
 
     python tests/style.py          # a second, no packages needed; CI runs it, too
 
@@ -7,8 +7,8 @@
     comments    the five files of the method: at least 20 comments per 100 lines of code
     length      README.md at most 200 lines, common.py at most 650
 
-A line of code is one on which a token begins, other than comments, line ends and docstrings.  A comment
-counts wherever it stands, also behind code.
+A line of code is one on which a token begins, other than comments, line ends and docstrings.
+A comment counts wherever it stands, also behind code.
 """
 
 import ast
