@@ -332,9 +332,9 @@ def test_every_script_answers_help(monkeypatch, capsys, script):
 # ---- learning ----
 
 
-def test_the_environment_of_one_file_is_shown_whole_in_the_readme():
+def test_the_environment_of_one_file_is_shown_whole_in_the_docs():
     root = Path(__file__).resolve().parent.parent
-    assert (root / "tests" / "toy.py").read_text() in (root / "README.md").read_text()
+    assert (root / "tests" / "toy.py").read_text() in (root / "docs" / "environments.md").read_text()
 
 
 def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
