@@ -156,7 +156,7 @@ def play(policy, tries, temperature=1.0):
             before, e["now"] = e["now"], e["world"].step(action)
             plain = encode(prompt(e | {"now": before}, []))
             about = {"observation": before.observation, "action": action, "valid": valid, "reward": e["now"].reward}
-            e["steps"].append(about | {"prompt": p, "plain": plain, "response": y})
+            e["steps"].append(about | {"prompt": p, "plain": plain, "response": y, "text": decode(y)})
             e["history"].append((before, action))
             e["won"] = e["now"].won
         alive = [e for e in alive if not e["now"].done]
