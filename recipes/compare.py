@@ -17,6 +17,7 @@ share; validating skills is training.
 Interrupted?  The same command goes on: points that are in the file are not played again.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
