@@ -29,10 +29,10 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from envs import FreeText, Step, UserError, action_span
-from support import large, parallel
+from support import large, models, parallel
 from support.files import rng
 from support.runs import Run
 from support.sampler import Sampler, masked_log_softmax, next_of_words
@@ -71,20 +71,24 @@ class Policy:
                 of the constrained policy, of a list and of free text alike."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
-        check_model(name)
+        models.check_model(name)
         self.name, self.device = str(name), device
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).to(device).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        self.model = models.load_model(name, dtype, device)
         self.style = "chat" if self.tokenizer.chat_template else "compact+note" if note else "compact"
         self.constrain = self.style != "chat" if constrain is None else constrain
         self.eos_ids = {self.tokenizer.eos_token_id}
         configured = self.model.generation_config.eos_token_id
         self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
-        self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9  # tokens of prompt and response
+        self.context = models.context_of(self.model.config)  # tokens of prompt and response
+        self.opened = models.opened_by(self.tokenizer)  # the begin of every response, where the template has written it
+        self.dropped = models.dropped_ids(self.tokenizer) if self.style == "chat" else set()  # special tokens: no text
+        self.without_control = models.without_control(self.tokenizer)
         self.max_prompt = None  # tokens of a chat prompt; None: the environment's, and 4096 where there are skills
         self.sampling = self.model  # the model that rollouts use; another copy where the trained one is sharded
         self.lora, self.adapter_off, self.autocast, self.logit_chunk = False, False, nullcontext, None
         self.engine = None  # vllm_engine.Engine, where that one samples
+        self.proved = set()  # dtypes in which merged or cast weights were saved, read again and compared
         self.version, self.synced = 0, None  # counts optimizer steps; the last one that the copy for sampling has seen
         self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
 
@@ -93,15 +97,15 @@ class Policy:
 
     def encode_prompt(self, text):
         """Token ids of a whole prompt; chat models get it as one user turn through their own template."""
+        text = self.without_control(text)
         if self.style != "chat":
             return self.encode(text)
-        turn = [{"role": "user", "content": text}]
-        # templates with a thinking mode (Qwen3) have it off: the prompt asks for its own, short <think> block
-        more = {"enable_thinking": False} if "enable_thinking" in str(self.tokenizer.chat_template) else {}
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, **more)["input_ids"]
+        return self.encode(models.render(self.tokenizer, text))
 
     def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
+        """The text of a response (of its first tokens, where ids has only these)."""
+        ids = [id for id in ids if id not in self.dropped]
+        return self.opened + self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def candidates(self, responses):
         """What may be written, as a function from the response ids so far to the sorted ids that may follow ([]: it is complete); None
@@ -161,8 +165,10 @@ class Policy:
         raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
 
     def logits(self, model, hidden):
-        logits = model.get_output_embeddings()(hidden)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return models.logits_of(model, hidden)
+
+    def logprobs(self, sequences, temperature=1.0):
+        return token_logprobs(self, sequences, temperature)
 
     def save(self, folder, dtype=None):
         """Writes a Hugging Face folder, in another dtype where one is given."""
@@ -215,30 +221,9 @@ def load_policy(name, args, trained=False, reference=False):
 
         ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
     elif sharded and trained:
-        policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
+        policy.sampling = models.load_model(name, args.dtype, args.device)
+    models.self_check(policy, None if policy.engine or reference else Sampler(policy, 2))
     return policy
-
-
-def check_model(name, args=None):
-    """UserError unless `name` is a local folder or hub model with a causal LM that the prompts are made for, and whose context holds
-    --max-prompt and --max-response tokens.  Cheap: reads config and tokenizer only."""
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
-    if not any("CausalLM" in kind for kind in config.architectures or []):
-        raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
-    # without a template it has to be a stand-in: these know a few thousand tokens, those of their world; base models know ten times more
-    if not tokenizer.chat_template and len(tokenizer) > 10_000:
-        raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
-    if args and args.sampler == "vllm" and not tokenizer.chat_template:
-        raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
-    context = getattr(config, "max_position_embeddings", None)
-    if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
-        room = context - args.max_response
-        fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
-        raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: lower {fix}")
 
 
 # ---- 3. rollout ----------------------------------------------------------------------------------------------------------------
@@ -543,7 +528,7 @@ def action_token_mask(policy, step):
     tokens = range(len(ids))  # both searches are for the first token that a condition holds for
     begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
 
 
 @dataclass
@@ -849,7 +834,7 @@ def start(args, phase, source, state):
     env = make_env(args)
     args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps  # as many optimizer steps where episodes are short
     tasks = train_tasks(env, args)
-    check_model(str(source), args)
+    models.check_model(str(source), args)
     run = Run(args, phase, state)
     print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on; policy {run.checkpoint or source}", flush=True)
     policy = load_policy(source if args.lora_rank else run.checkpoint or source, args, trained=True)

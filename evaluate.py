@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from scipy import stats
 
-from common import Play, check_model, held_out, load_policy, make_env, retrieve, rollout
+from common import Play, held_out, load_policy, make_env, retrieve, rollout
 from envs import UserError
-from support import parallel
+from support import models, parallel
 from support.cli import base_parser, parse_args, positive_int, run_script
 from support.files import read_jsonl, skills_file, write_atomically, write_jsonl
 from support.runs import policy_folder
@@ -258,7 +258,7 @@ def main():
     arms = named_arms(args) if args.policy else default_arms(args)
     banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}
     for _, policy, _ in arms:
-        check_model(str(policy), args)
+        models.check_model(str(policy), args)
     env = make_env(args)
     splits = args.split or env.split_names[1:]
     panels = {split: split_tasks(env, split) for split in splits}

@@ -14,7 +14,7 @@ import mine
 from common import Play, Policy, action_token_mask, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
 from envs import Step, UserError, action_span
 from envs.alfworld import AlfWorld
-from support import runs
+from support import models, runs
 from tests.conftest import arguments, make_chat_model
 
 RESPONSE = "<think>a mug</think>\n<action>go to cabinet 1</action>"
@@ -263,15 +263,15 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
 
 
 def test_a_model_without_template_or_with_too_short_a_context_is_refused(tmp_path, model_folder):
-    common.check_model(str(model_folder), arguments())  # a stand-in
+    models.check_model(str(model_folder), arguments())  # a stand-in
     short = str(make_chat_model(tmp_path / "short", max_position_embeddings=1024))
     with pytest.raises(UserError, match="make 4608 tokens, .* reads 1024: lower --max-prompt to at most 512"):
-        common.check_model(short, arguments())
-    common.check_model(short, arguments(max_prompt=512))
+        models.check_model(short, arguments())
+    models.check_model(short, arguments(max_prompt=512))
     base = make_chat_model(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([f"word{i}" for i in range(10_000)])
     tokenizer.save_pretrained(base)
     with pytest.raises(UserError, match="no chat template; choose an Instruct model"):
-        common.check_model(str(base), arguments())
+        models.check_model(str(base), arguments())

@@ -10,7 +10,7 @@ import torch
 import common
 from common import Play, Row, assign_advantages, gigpo_advantages, merge_prefixes, rollout, rows_of, token_logprobs
 from envs import UserError
-from support import files, sampler
+from support import files, models, sampler
 from support.files import rng
 from support.sampler import Sampler
 from tests.conftest import arguments
@@ -363,7 +363,7 @@ def test_random_streams_have_names_and_no_memory():
 
 def test_an_unknown_model_is_refused_before_loading(tmp_path):
     with pytest.raises(UserError, match="--model"):
-        common.check_model(str(tmp_path / "nothing"))
+        models.check_model(str(tmp_path / "nothing"))
 
 
 def test_rows_of_other_prompts_do_not_merge():

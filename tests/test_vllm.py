@@ -15,7 +15,7 @@ import warmup
 from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import files, large, vllm_engine
+from support import files, large, models, vllm_engine
 from tests.conftest import arguments, make_chat_model, run_main
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
@@ -238,7 +238,7 @@ def test_constrained_sampling_and_stand_ins_are_refused(monkeypatch, model_folde
     with pytest.raises(UserError, match="samples freely"):
         run_main(monkeypatch, warmup, "--engine", "vllm", "--constrain")
     with pytest.raises(UserError, match="stand-in"):
-        common.check_model(str(model_folder), settings())
+        models.check_model(str(model_folder), settings())
 
 
 def test_two_engines_of_a_kind_are_refused(monkeypatch):
