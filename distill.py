@@ -69,7 +69,8 @@ def action_token_mask(policy, step):
     # both are the first token for which something holds of the text up to and including it
     begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    # a special token sampled inside is no text of the action
+    return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
 
 
 def prompts_of(policy, env, record, skills=()):
