@@ -252,7 +252,10 @@ def map_arrays(path):
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
             name, size = entry.filename.removesuffix(".npy"), math.prod(shape)
-            arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape) if size and shape else np.fromfile(file, dtype, size).reshape(shape)
+            if size and shape:
+                arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape)
+            else:  # a single number, or nothing: no pages to map
+                arrays[name] = np.fromfile(file, dtype, size).reshape(shape)
     return arrays
 
 
@@ -374,7 +377,7 @@ def load(data):
             catalogue.save(cache)
         except OSError as error:
             raise UserError(f"cannot write the WebShop cache ({error}); set WEBSHOP_CACHE to a folder that can be written") from None
-        if catalogue.packed.nbytes > LARGE:
+        if cache.stat().st_size > LARGE:
             catalogue = Catalogue.from_cache(cache)  # mapped, as at every later start
     if catalogue.skipped:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(catalogue.skipped.items()))
