@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
 from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, run_script  # noqa: E402
+from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
@@ -309,7 +309,7 @@ def main():
     parser.add_argument("--split", nargs="+", help="splits (default: held_out, unless --final, and those of validation)")
     parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
     parser.add_argument("--budgets", nargs="+", type=float, default=[], help="more budgets for the table, in minutes")
-    parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
+    parser.add_argument("--temperature", type=number(above=0, most=100), default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
     parser.add_argument("--recorded", action="store_true", help="print the tables and draw the curves of OUT/points.jsonl; no runs needed")
     parser.add_argument("--out", default="results/compare", help="output folder")
@@ -318,7 +318,7 @@ def main():
     if args.recorded:
         return show_recorded(args)
     args.arms, args.seeds = args.arms or ["gigpo", "siri"], args.seeds or [0, 1, 2]
-    env = make_env(args)
+    env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or ["held_out"][args.final :] + list(env.split_names[1:])
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
