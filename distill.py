@@ -38,6 +38,7 @@ from mine import credit, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng, skills_file, write_jsonl
 from support.runs import Run, finished_phase, policy_folder
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "distill"
@@ -196,7 +197,7 @@ def main():
             for skill in shown[pair["group_id"]]:
                 credit(skill, pair["delta"], k, args.n_eval, retire_after=args.retire_after)
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
+        with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             deltas = {pair["group_id"]: pair["delta"] for pair in pairs}
             twins, taught = plain_twins(policy, env, records, deltas, unit=unit)  # (17), (18)
