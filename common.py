@@ -27,6 +27,7 @@ from importlib import import_module
 
 import numpy as np
 import torch
+from scipy import stats
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -806,17 +807,46 @@ def pair_effects(records, shown):
     return pairs
 
 
-def credit(skill, delta, iteration, args):
-    """(15) utility u <- D at first, then (1 - a) u + a D; (16) candidate -> active -> retired."""
-    skill["utility"] = delta if skill["n_eval"] == 0 else (1 - args.ema) * skill["utility"] + args.ema * delta
+def effect_interval(deltas, group_size):
+    """Mean effect over pairs and its 95 % interval, by Student's t: [mean, low, high]; the whole range for a single pair.
+
+    The spread of pairs counts as one episode's share at least: four pairs that happen to agree are no proof without error."""
+    n, mean = len(deltas), float(np.mean(deltas))
+    spread = max(np.std(deltas, ddof=1), 2 / group_size) if n > 1 else math.inf
+    half = stats.t.ppf(0.975, max(1, n - 1)) * spread / math.sqrt(n)
+    return [round(x, 3) for x in (mean, max(-1.0, mean - half), min(1.0, mean + half))]
+
+
+def credit(skill, pair, iteration, args):
+    """(15) utility u <- u + a (D - u); (16) candidate -> active -> retired, from the N_eval-th pair on.
+
+    a is 1 / n until that is below a: the first pairs weigh alike, where a fixed a would leave .51 of four pairs' weight to the first.
+    Judging before N_eval would retire a third of the skills with an effect of +.1 after three pairs (LAB.md: a skill's life)."""
+    skill["deltas"].append(round(pair["delta"], 4))
+    skill["plain"].append(sum(pair["s_base"]) / len(pair["s_base"]))
     skill["n_eval"] += 1
-    skill["deltas"].append(round(delta, 4))
+    skill["utility"] += max(args.ema, 1 / skill["n_eval"]) * (pair["delta"] - skill["utility"])
     skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
     skill["updated_iter"] = iteration
-    if skill["status"] == "candidate" and skill["n_eval"] >= args.n_eval and promotable(skill, args):
-        skill["status"] = "active"
-    if skill["neg_streak"] >= args.retire_after or (skill["status"] == "candidate" and skill["n_eval"] >= 3 * args.n_eval):
-        skill["status"], skill["retired_iter"] = "retired", iteration
+    if skill["n_eval"] < args.n_eval:
+        return
+    if skill["status"] == "candidate" and promotable(skill, args):
+        skill |= {"status": "active", "promoted_at": skill["n_eval"], "effect": effect_interval(skill["deltas"], args.group_size)}
+    elif skill["neg_streak"] >= args.retire_after or (skill["status"] == "candidate" and skill["n_eval"] >= 3 * args.n_eval):
+        skill |= {"status": "retired", "retired_iter": iteration, "reason": why_retired(skill, args)}
+
+
+def why_retired(skill, args):
+    """What the last pairs say about a skill's end.
+    hurts: their effect is below zero with its interval.  absorbed: at least half of the effect that promoted it is in the plain episodes now.
+    no effect shown: neither."""
+    last = max(args.n_eval, args.retire_after)
+    if effect_interval(skill["deltas"][-last:], args.group_size)[2] < 0:
+        return "hurts"
+    if n := skill.get("promoted_at"):
+        gained = np.mean(skill["plain"][-last:]) - np.mean(skill["plain"][:n])
+        return "absorbed" if gained >= np.mean(skill["deltas"][:n]) / 2 else "no effect shown"
+    return "no effect shown"
 
 
 def promotable(skill, args):

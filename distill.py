@@ -112,7 +112,7 @@ def main():
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:
-                credit(skill, pair["delta"], k, args)
+                credit(skill, pair, k, args)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
         run.set_lr(optimizer)

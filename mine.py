@@ -28,7 +28,6 @@ from common import (
     retrieve,
     rollout,
     rows_of,
-    sample_tasks,
     start,
     update,
     words,
@@ -44,19 +43,22 @@ PHASE = "mine"
 # ---- mining --------------------------------------------------------------------------------------------------------------------
 
 
-def choose_successes(pool, per_type):
-    """Up to per_type winning plain episodes for each task type, one per task: from groups with mixed outcomes first, then the shortest,
-    since contrast and brevity make the cause of success visible.  A world of one task type, as WebShop, gives at least 12.
-    pool: records of the last iterations, won or not."""
+def choose_successes(pool, bank, asked, per_type):
+    """Winning plain episodes to write skills from, one per task: of each task type as many as its living skills lack to per_type, so that
+    a type has its first skill soon after its first win.  A world of one task type, as WebShop, has at least 12.
+    First those that were asked least, then groups with mixed outcomes, then the shortest: contrast and brevity make the cause visible.
+    pool: records of the last iterations, won or not; asked: traj_ids, once for every time."""
     per_type = max(per_type, 12) if len({r["task_type"] for r in pool}) == 1 else per_type
     outcomes = defaultdict(set)
     for r in pool:
         outcomes[r["group_id"]].add(r["success"])
+    living = [s for s in bank if s["status"] != "retired"]
+    count = Counter(s["task_type"] for s in living)
+    chosen, tasks = [], {task_id for s in living for task_id in s["source_task_ids"]}
     wins = sorted(
         (r for r in pool if r["success"] and r["condition"] == "plain"),
-        key=lambda r: (len(outcomes[r["group_id"]]) == 1, len(r["steps"]), r["traj_id"]),
+        key=lambda r: (asked.count(r["traj_id"]), len(outcomes[r["group_id"]]) == 1, len(r["steps"]), r["traj_id"]),
     )
-    chosen, tasks, count = [], set(), Counter()
     for r in wins:
         if r["task_id"] not in tasks and count[r["task_type"]] < per_type:
             tasks.add(r["task_id"])
@@ -71,11 +73,12 @@ def alike(a, b, threshold=0.8):
     return a["task_type"] == b["task_type"] and len(x & y) >= threshold * len(x | y)
 
 
-def mine(policy, env, pool, bank, args, k):
+def mine(policy, env, pool, bank, asked, args, k):
     """Asks the policy for one skill per chosen success; returns (new candidates, rejected answers with their reasons).
 
     This runs before the iteration's update, so the policy *is* the frozen snapshot."""
-    chosen = choose_successes(pool, args.per_type)
+    chosen = choose_successes(pool, bank, asked, args.per_type)
+    asked += [r["traj_id"] for r in chosen]
     keys = [(args.seed, PHASE, k, "write", i) for i in range(len(chosen))]
     prompts = [env.summary_prompt(r, policy.style) for r in chosen]
     answers = generate(policy, prompts, keys, args.mine_temperature, args.max_skill_tokens)
@@ -84,6 +87,8 @@ def mine(policy, env, pool, bank, args, k):
         try:
             skill = {"skill_id": f"{PHASE}-{k}-{i}", "env": args.env, "task_type": record["task_type"]}
             skill |= env.parse_skill(answer, policy.style)
+            if skill["task_type"] is None:  # such as where one kind of thing lies: too few games are for it to ever prove anything
+                raise ValueError("for one object only")
             if any(alike(skill, other) for other in bank + new):
                 raise ValueError("near duplicate")
         except ValueError as reason:
@@ -91,7 +96,7 @@ def mine(policy, env, pool, bank, args, k):
             continue
         new.append(
             skill
-            | {"status": "candidate", "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": []}
+            | {"status": "candidate", "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [], "plain": []}
             | {"source_traj_ids": [record["traj_id"]], "source_task_ids": [record["task_id"]]}
             | {"created_iter": k, "updated_iter": k, "retired_iter": None}
         )
@@ -101,27 +106,42 @@ def mine(policy, env, pool, bank, args, k):
 # ---- paired rollouts -----------------------------------------------------------------------------------------------------------
 
 
-def pick(bank, planned, env, task_id, task, args, stream):
-    """One skill to show for a task, so that its effect is its own: the least-tried fitting candidate or the best fitting active skill.
-    planned: skill_id -> groups of this iteration that will try it, which n_eval does not know yet.
+def pick(bank, planned, task_id, task, task_type, args):
+    """The one skill that half of a group is shown, so that the effect is its own: of the fitting candidates that lack pairs to N_eval the
+    most promising, else the best active skill, else any candidate; None where nothing fits.
+    planned: skill_id -> groups of this iteration that try it, which n_eval does not know yet.
 
     Never on a game that the skill was written from: it would only be asked to remember."""
-    task_type = env.task_type(task_id)
     fitting = [s for s in bank if s["status"] != "retired" and task_id not in s["source_task_ids"]]
-    candidates = retrieve([s for s in fitting if s["status"] == "candidate"], task, task_type, len(bank))
-    active = retrieve([s for s in fitting if s["status"] == "active"], task, task_type, 1)
-    if candidates and (not active or stream.random() < args.explore):
-        return min(candidates, key=lambda s: s["n_eval"] + planned[s["skill_id"]])
-    return active[0] if active else None
+    fitting = retrieve(fitting, task, task_type, len(bank))
+    candidates = [s for s in fitting if s["status"] == "candidate"]
+    short = [s for s in candidates if s["n_eval"] + planned[s["skill_id"]] < args.n_eval]
+    if short:
+        return max(short, key=lambda s: s["utility"])
+    return next((s for s in fitting if s["status"] == "active"), candidates[0] if candidates else None)
 
 
 def paired_groups(env, tasks, bank, args, k):
-    """B groups: G/2 plain and G/2 skill episodes where the bank has a skill for the task, else G plain ones."""
-    plays, shown, planned = [], {}, Counter()
-    world = env.fork()
-    for g, task_id in enumerate(tasks):
+    """B groups: G/2 plain and G/2 skill episodes where the bank has a skill for the game, else G plain ones.
+
+    In the first half of the groups task types take turns, and those with the fewest pairs so far get one more; in the second half only types
+    take turns that have a candidate short of N_eval pairs.  So a type that won late catches up.  Games of a type are drawn at random."""
+    stream, world = rng(args.seed, PHASE, k, "tasks"), env.fork()
+    games, plays, shown = defaultdict(list), [], {}
+    for i in stream.permutation(len(tasks)):
+        games[env.task_type(tasks[i])].append(tasks[i])
+    turns, planned = Counter(), Counter()
+    pairs = Counter()
+    for s in bank:
+        pairs[s["task_type"]] += s["n_eval"]
+    for g in range(args.groups):
+        short = [s for s in bank if s["status"] == "candidate" and s["n_eval"] + planned[s["skill_id"]] < args.n_eval]
+        turn = {s["task_type"] for s in short} & set(games) if g >= args.groups // 2 else {}
+        task_type = min(turn or games, key=lambda t: (turns[t], pairs[t], t))
+        task_id = games[task_type][turns[task_type] % len(games[task_type])]
+        turns[task_type] += 1
         world.reset(task_id)
-        skill = pick(bank, planned, env, task_id, world.task, args, rng(args.seed, PHASE, k, g, "pick"))
+        skill = pick(bank, planned, task_id, world.task, task_type, args)
         shown[f"{PHASE}-{k}-{g}"] = [skill] if skill else []
         n_skill = args.group_size // 2 if skill else 0
         if skill:
@@ -140,16 +160,15 @@ def main():
     group.add_argument("--per-type", type=int, default=4, help="successes mined per task type and event (12 where there is one type)")
     group.add_argument("--mine-temperature", type=float, default=0.7, help="of writing skills")
     group.add_argument("--max-skill-tokens", type=int, default=256, help="length of a written skill")
-    group.add_argument("--explore", type=float, default=0.5, help="chance of the least-tried candidate instead of the best active skill")
     group.add_argument("--promote-all", action="store_true", help="ablation: every candidate is active at once")
-    args = parse_args(parser, laptop=dict(iterations=2, n_eval=2, per_type=2, mine_temperature=0.2), paper=dict(iterations=40))
+    args = parse_args(parser, laptop=dict(iterations=4, n_eval=4, mine_every=1, per_type=2, mine_temperature=0.2), paper=dict(iterations=40))
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
     warm = read_jsonl(source / "trajectories.jsonl")
     last = max((r["iteration"] for r in warm), default=0)
     pool = [r for r in warm if r["iteration"] > last - args.window]
     if not any(r["success"] and r["condition"] == "plain" for r in pool):
         raise UserError(f"no successes to mine in the last {args.window} iterations of {source}: warm up longer, or raise --window")
-    state = {"bank": []}
+    state = {"bank": [], "asked": []}
     run, env, tasks, policy, ref_policy, optimizer = start(args, PHASE, policy_folder(source), state)
     for r in pool:
         r["iteration"] -= last + 1  # one clock for both phases: the last warm-up iteration is -1, the first one here 0
@@ -160,18 +179,18 @@ def main():
         began = time.time()
         if k % args.mine_every == 0:
             pool = [r for r in pool if r["iteration"] >= k - args.window]
-            new, rejected = mine(policy, env, pool, state["bank"], args, k)
+            new, rejected = mine(policy, env, pool, state["bank"], state["asked"], args, k)
             for skill in new:
                 skill["status"] = "active" if args.promote_all else "candidate"
             state["bank"] += new
             run.append("rejected.jsonl", rejected)
             print(f"mined {len(new)} candidates, rejected {dict(Counter(r['reason'] for r in rejected))}", flush=True)
-        plays, shown = paired_groups(env, sample_tasks(tasks, args, PHASE, k), state["bank"], args, k)
+        plays, shown = paired_groups(env, tasks, state["bank"], args, k)
         records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads)
         pairs = pair_effects(records, shown)
         for pair in pairs:
             for skill in shown[pair["group_id"]]:
-                credit(skill, pair["delta"], k, args)
+                credit(skill, pair, k, args)
         rolled = time.time()
         statistics = assign_advantages(records, env, args)
         run.set_lr(optimizer)
