@@ -23,11 +23,12 @@ import numpy as np
 import torch
 from scipy import stats
 
-from common import Play, check_model, held_out, load_policy, make_env, retrieve, rollout
+from common import Play, is_held_out, load_policy, make_env, retrieve, rollout
 from envs import UserError
 from support import parallel
-from support.cli import base_parser, parse_args, positive_int, run_script
+from support.cli import base_parser, parse_args, run_script, whole
 from support.files import read_jsonl, skills_file, write_atomically, write_jsonl
+from support.models import check_model
 from support.runs import policy_folder
 
 matplotlib.use("Agg")
@@ -70,7 +71,7 @@ def named_arms(args):
 
 def split_tasks(env, split):
     if split == "held_out":  # training games that are never trained on: tune recipes here, not on the validation splits
-        return [t for t in env.tasks(env.split_names[0]) if held_out(t)]
+        return [t for t in env.tasks(env.split_names[0]) if is_held_out(t)]
     return env.tasks(split)
 
 
@@ -247,10 +248,10 @@ def main():
     group = parser.add_argument_group("evaluation")
     group.add_argument("--policy", nargs="+", help="policies to compare (default: the phases of --run)")
     group.add_argument("--with-skills", help="skills.jsonl: adds an arm with skills in the prompt for every policy of --policy")
-    group.add_argument("--show", type=positive_int, default=3, help="active skills in a skill prompt")
+    group.add_argument("--show", type=whole(1), default=3, help="active skills in a skill prompt")
     group.add_argument("--split", nargs="+", help="splits (default: all but the training split; held_out: training games set aside)")
-    group.add_argument("--repetitions", type=positive_int, default=2, help="episodes per task")
-    group.add_argument("--games", type=positive_int, help="only so many tasks of each split, evenly spread")
+    group.add_argument("--repetitions", type=whole(1), default=2, help="episodes per task")
+    group.add_argument("--games", type=whole(1), help="only so many tasks of each split, evenly spread")
     group.add_argument("--temperature", type=float, default=0.4, help="of sampling")
     group.add_argument("--baseline", help="arm that differences refer to (default: after warm-up, else the first)")
     group.add_argument("--out", help="output folder (default: runs/NAME/evaluate)")
@@ -259,7 +260,7 @@ def main():
     banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}
     for _, policy, _ in arms:
         check_model(str(policy), args)
-    env = make_env(args)
+    env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or env.split_names[1:]
     panels = {split: split_tasks(env, split) for split in splits}
     if args.games:

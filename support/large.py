@@ -13,6 +13,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from support import parallel
 
 
+def load_model(name, device, dtype):
+    """A Hugging Face model, ready to be played.  Code that comes with a model is never run."""
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), trust_remote_code=False)
+    return model.to(device).eval()
+
+
 def prepare_training(policy, args):
     """LoRA, recomputation of activations, mixed precision: what --lora-rank, --gradient-checkpointing and --dtype ask for."""
     if args.lora_rank:

@@ -114,16 +114,15 @@ def measure(
 
     import common
     from benchmarks.measure import chat_prompts, make_model, peak_memory, random_rows
-    from tests.conftest import arguments
+    from support import packing
 
     texts = chat_prompts(prompts)
-    args = arguments(threads=1, beta=0.0, mini_batch_rows=10**6, micro_batch_tokens=10**6)
     with tempfile.TemporaryDirectory() as folder:
         config = make_model(folder, kind, texts, vocab_size=vocab, intermediate_size=mlp, num_hidden_layers=layers, **SMALL)
         policy = common.Policy(folder)
-        policy.logit_chunk = logit_chunk
+        policy.chunk = logit_chunk or policy.chunk
         rows = random_rows(policy, texts, response)
-        sequences = common.merge_prefixes(rows)
+        sequences = packing.merge_prefixes(rows)
         s, length = plan.Sizes(config), max(len(one.ids) for one in sequences)
         tokens, targets = len(sequences) * length, sum(len(one.positions) for one in sequences)
         expected = plan.peak(*plan.micro_batch_bytes(s, tokens, targets, dtype, checkpointing, logit_chunk, lora_rank))
@@ -131,8 +130,9 @@ def measure(
         def updates():
             trained = common.Policy(folder)
             optimizer = torch.optim.AdamW(trained.model.parameters(), lr=1e-5)
+            whole_batches = dict(mini_batch_rows=10**6, micro_batch_tokens=10**6, recompute_old=False)
             for k in range(2):
-                common.update(trained, optimizer, rows, args, np.random.default_rng(k))
+                common.update(trained, optimizer, rows, np.random.default_rng(k), **whole_batches)
 
         if whole:
             updates()
@@ -147,7 +147,7 @@ def measure(
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss, _ = common.loss_of(policy, sequences, targets, 1, args)
+            loss, _ = common.gigpo_loss(common.score(policy, sequences))
         loss.backward()
         policy.model.zero_grad()
 
