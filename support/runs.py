@@ -469,7 +469,7 @@ def for_file(record):
     return {k: v for k, v in record.items() if k != "skills"} | {"steps": steps}
 
 
-def episode_metrics(records, seconds, max_response):
+def episode_metrics(records, seconds, max_response=512):
     """Success by condition, mean length, rates: the part of metrics.jsonl that every phase has."""
     steps = [step for r in records for step in r["steps"]]
     metrics = {}

@@ -16,7 +16,7 @@ import warmup
 from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import large, sampler
+from support import cli, large, sampler
 from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
@@ -272,6 +272,6 @@ def test_lora_in_bfloat16_keeps_the_model_in_bfloat16_and_the_adapters_in_float3
 
 def test_lora_without_peft_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "find_spec", lambda name: None)
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs peft: run pip install -e '\.\[gpu\]'"):
         run_main(monkeypatch, warmup, "--lora-rank", "8")
