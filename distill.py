@@ -34,7 +34,7 @@ from common import (
     update,
 )
 from envs import Step, UserError, action_span
-from mine import credit, pair_effects, paired_groups
+from mine import credit_all, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng, skills_file, write_jsonl
 from support.runs import Run, finished_phase, policy_folder
@@ -70,7 +70,8 @@ def action_token_mask(policy, step):
     # both are the first token for which something holds of the text up to and including it
     begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    # a special token sampled inside is no text of the action
+    return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
 
 
 def prompts_of(policy, env, record, skills=()):
@@ -160,7 +161,7 @@ def main():
     group = parser.add_argument_group("phase 2")
     group.add_argument("--skills", help="skills.jsonl to use (default: the mining phase's)")
     about = "(16) paired groups before a candidate may become active"
-    tries = by_preset(laptop=2, paper=8)
+    tries = by_preset(laptop=4, paper=8)
     group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     # L_int averages over few tokens: 0.1 weighs a taught token more than a policy-gradient token.
     # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that
@@ -192,9 +193,7 @@ def main():
         with run.timed("rollout"):
             records = rollout(policy, env, plays, **sampling_options(args))
         pairs = pair_effects(records, shown)  # (14)
-        for pair in pairs:
-            for skill in shown[pair["group_id"]]:
-                credit(skill, pair["delta"], k, args.n_eval, retire_after=args.retire_after)
+        credit_all(pairs, shown, k, args.n_eval, args.retire_after)  # (15), (16)
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
         with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)

@@ -364,6 +364,8 @@ class Run:
             self.bank = bank
             counts = [skill["status"] for skill in bank]
             line["bank"] = {status: counts.count(status) for status in dict.fromkeys(counts)}
+            ends = [skill["reason"] for skill in bank if "reason" in skill]
+            line["ended"] = {reason: ends.count(reason) for reason in dict.fromkeys(ends)}
         self.types |= {r["task_type"] for r in records}
         before, self.spent = self.spent, self.clock()
         line["steps_per_second"] = round(line["env_steps"] / max(self.seconds.get("rollout_seconds", 0), 1e-3), 1)

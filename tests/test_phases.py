@@ -130,7 +130,7 @@ def test_the_candidates_of_one_iteration_are_tried_by_as_many_groups_each():
     ]
     for skill in skills:
         skill["task_type"] = env.task_type(env.tasks("train")[0])
-    plan = mine.plan_pairs(env, env.tasks("train")[:1] * 9, skills, seed=0, k=0)
+    plan = mine.plan_pairs(env, env.tasks("train"), skills, n_groups=9, n_eval=3, stream=files.rng(0))
     tried = [skill["skill_id"] for _, shown in plan for skill in shown]
     assert {name: tried.count(name) for name in sorted(set(tried))} == {"s0": 3, "s1": 3, "s2": 3}
 
@@ -140,8 +140,8 @@ def test_a_world_of_one_task_type_gives_twelve_successes_and_others_a_few_of_eac
         about = {"traj_id": f"t{i:02d}", "task_id": f"game {i}", "group_id": f"g{i}", "task_type": kind}
         return about | {"condition": "plain", "success": True, "steps": [0] * (1 + i)}
 
-    assert len(mine.choose_successes([record(i, "shopping") for i in range(30)], 2)) == 12
-    mixed = mine.choose_successes([record(i, f"type {i % 3}") for i in range(30)], 2)
+    assert len(mine.choose_successes([record(i, "shopping") for i in range(30)], [], [], 2)) == 12
+    mixed = mine.choose_successes([record(i, f"type {i % 3}") for i in range(30)], [], [], 2)
     assert [r["traj_id"] for r in mixed] == [f"t{i:02d}" for i in range(6)]
 
 
@@ -208,7 +208,7 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
 
 
 def test_intervals_have_known_values():
-    assert evaluate.wilson([1] * 8 + [0] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert evaluate.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
     mean, low, high = evaluate.paired_difference(a, b)
@@ -250,9 +250,9 @@ def no_model(monkeypatch):
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
         (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
-        (evaluate, ["--temperature", "0"], "--temperature: expected a number above 0"),
+        (evaluate, ["--temperature", "-1"], "--temperature: expected a number at least 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
-        (evaluate, ["--policy", "nowhere"], "--model nowhere"),
+        (evaluate, ["--policy", "nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_is_answered_before_any_model_loads(monkeypatch, no_model, script, arguments, message):
