@@ -177,7 +177,7 @@ def main():
     state = {"bank": skills_file(path)}
     if not any(skill["status"] == "active" for skill in state["bank"]):
         raise UserError(f"no active skill in {path}: mine longer (--iterations of mine.py)")
-    run = Run(args, PHASE, policy_folder(source), state)
+    run = Run(args, PHASE, policy_folder(source), state, skills=path)
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
     unit = 10.0 if args.adv_mode == "mean_norm" else 1.0  # of advantages, see token_weights

@@ -26,7 +26,7 @@ from scipy import stats
 from common import Play, is_held_out, load_policy, make_env, retrieve, rollout
 from envs import UserError
 from support import parallel
-from support.cli import base_parser, parse_args, run_script, whole
+from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import read_jsonl, skills_file, write_atomically, write_jsonl
 from support.models import check_model
 from support.runs import policy_folder
@@ -246,15 +246,15 @@ def fingerprint(arm):
 def main():
     parser = base_parser(__doc__)
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--policy", nargs="+", help="policies to compare (default: the phases of --run)")
-    group.add_argument("--with-skills", help="skills.jsonl: adds an arm with skills in the prompt for every policy of --policy")
+    group.add_argument("--policy", type=text, nargs="+", help="policies to compare (default: the phases of --run)")
+    group.add_argument("--with-skills", type=text, help="skills.jsonl: adds an arm with skills in the prompt for every policy of --policy")
     group.add_argument("--show", type=whole(1), default=3, help="active skills in a skill prompt")
     group.add_argument("--split", nargs="+", help="splits (default: all but the training split; held_out: training games set aside)")
     group.add_argument("--repetitions", type=whole(1), default=2, help="episodes per task")
     group.add_argument("--games", type=whole(1), help="only so many tasks of each split, evenly spread")
-    group.add_argument("--temperature", type=float, default=0.4, help="of sampling")
+    group.add_argument("--temperature", type=number(above=0, most=100), default=0.4, help="of sampling")
     group.add_argument("--baseline", help="arm that differences refer to (default: after warm-up, else the first)")
-    group.add_argument("--out", help="output folder (default: runs/NAME/evaluate)")
+    group.add_argument("--out", type=text, help="output folder (default: runs/NAME/evaluate)")
     args = parse_args(parser)
     arms = named_arms(args) if args.policy else default_arms(args)
     banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}

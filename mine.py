@@ -312,9 +312,9 @@ def credit_all(pairs, shown, k, n_eval, retire_after=3):
                 print(f"  {news}: when {skill['condition']}: {skill['strategy']}"[:100], flush=True)
 
 
-def load_pool(source, run):
-    """The records that skills are written from: of the last warm-up iterations and, after an
-    interruption, of this phase.  UserError where nothing was won."""
+def warm_pool(source):
+    """The records of the last warm-up iterations, which the first skills are written from.
+    UserError where nothing was won in them."""
     warm = read_jsonl(source / "trajectories.jsonl")
     last = max((record["iteration"] for record in warm), default=0)
     pool = [record for record in warm if record["iteration"] > last - POOL_ITERATIONS]
@@ -324,8 +324,7 @@ def load_pool(source, run):
     for record in pool:
         # one clock for both phases: the last warm-up iteration is -1, the first one here 0
         record["iteration"] -= last + 1
-    here = read_jsonl(run.folder / "trajectories.jsonl") if run.iteration else []
-    return pool + [record for record in here if record["condition"] == "plain"]
+    return pool
 
 
 def main():
@@ -348,12 +347,15 @@ def main():
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
+    pool = warm_pool(source)
     # every skill ever written, and which successes were asked for one; a checkpoint keeps both
     state = {"bank": [], "asked": []}
     run = Run(args, PHASE, policy_folder(source), state)
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
-    pool = load_pool(source, run)
+    if run.iteration:  # going on after an interruption
+        here = read_jsonl(run.folder / "trajectories.jsonl")
+        pool += [record for record in here if record["condition"] == "plain"]
     loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 
     for k in run.iterations():

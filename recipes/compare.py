@@ -5,6 +5,7 @@
 
     python recipes/compare.py --arms gigpo siri siri+skills --seeds 0 1 2 --out results/compare
     python recipes/compare.py --final --arms abl-siri abl-useless --seeds 0 1 2     # final policies only, no curves
+    python recipes/compare.py --recorded --out results/default                      # its tables and curves again, without the runs
 
 Every policy plays every game of the splits once, with the same random stream for all of them (evaluate.py's), under the plain prompt.  An
 arm NAME+skills plays two policies of NAME, that at the end of mining and the last one, with the skills of mining in the prompt: what these
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
 from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, run_script  # noqa: E402
+from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
@@ -279,20 +280,45 @@ def draw_types(points, args, env, splits, path):
     plt.close(figure)
 
 
+def show_recorded(args):
+    """Prints the tables of a folder's points and draws its curves anew.  Arms, seeds and splits: those of the points, in their order,
+    unless they are named.  table.md and types.png stay: task types need the games."""
+    path = Path(args.out) / "points.jsonl"
+    if not path.exists():
+        raise UserError(f"no {path}: name a folder that compare.py has written with --out (results/README.md lists those of the project)")
+    points = read_jsonl(path)
+    args.arms = args.arms or [arm for arm in dict.fromkeys(p["arm"] for p in points) if not arm.endswith("+skills")]
+    args.seeds = args.seeds or sorted({p["seed"] for p in points})
+    splits = args.split or list(dict.fromkeys(p["split"] for p in points))
+    runs = [(arm, seed) for arm in args.arms for seed in args.seeds]
+    absent = [run for run in runs if not any((p["arm"], p["seed"]) == run for p in points)]
+    if absent:
+        raise UserError(f"{path} has no points of {absent}: leave out --arms and --seeds to see all that it has")
+    if args.final or all(sum((p["arm"], p["seed"]) == run for p in points) <= len(splits) for run in runs):
+        print(final_table(points, args, splits))
+        return
+    print(table(points, args, splits) + table(points, args, splits, "episodes"))
+    draw_curves(points, args, splits, path.with_name("curves.png"))
+
+
 def main():
     parser = base_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--arms", nargs="+", default=["gigpo", "siri"], help="names of runs before -SEED; the first one is the control")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--arms", nargs="+", help="names of runs before -SEED; the first one is the control (default: gigpo siri)")
+    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the runs (default: 0 1 2)")
     parser.add_argument("--split", nargs="+", help="splits (default: held_out, unless --final, and those of validation)")
     parser.add_argument("--at", nargs="+", type=float, help="minutes whose nearest snapshots are played (default: all)")
     parser.add_argument("--budgets", nargs="+", type=float, default=[], help="more budgets for the table, in minutes")
-    parser.add_argument("--temperature", type=float, default=0.4, help="of sampling")
+    parser.add_argument("--temperature", type=number(above=0, most=100), default=0.4, help="of sampling")
     parser.add_argument("--final", action="store_true", help="only the last policy of every run, and no curves")
+    parser.add_argument("--recorded", action="store_true", help="print the tables and draw the curves of OUT/points.jsonl; no runs needed")
     parser.add_argument("--out", default="results/compare", help="output folder")
     parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
-    env = make_env(args)
+    if args.recorded:
+        return show_recorded(args)
+    args.arms, args.seeds = args.arms or ["gigpo", "siri"], args.seeds or [0, 1, 2]
+    env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or ["held_out"][args.final :] + list(env.split_names[1:])
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -205,7 +205,8 @@ def skills_file(path, env=None):
         if not is_a(skill["task_type"], TEXT) and skill["task_type"] is not None:
             raise UserError(f"{where}: expected a text or null as task_type, found {skill['task_type']!r}; mend that line")
         if skill["status"] not in ("candidate", "active", "retired"):
-            raise UserError(f"{where}: expected candidate, active or retired as status, found {str(skill['status'])[:60]!r}; mend that line")
+            found = str(skill["status"])[:60]
+            raise UserError(f"{where}: expected candidate, active or retired as status, found {found!r}; mend that line")
         if env and skill.get("env", env) != env:
             raise UserError(f"{where}: written in {skill['env'][:60]}, but {env} is played; use skills of that world")
         try:

@@ -17,7 +17,7 @@ def for_file(record):
     return {key: value for key, value in record.items() if key != "skills"} | {"steps": steps}
 
 
-def episode_metrics(records):
+def episode_metrics(records, max_response):
     """Success by condition, lengths, rates and what the advantages look like."""
     steps = [step for record in records for step in record["steps"]]
     metrics = {}
@@ -36,6 +36,7 @@ def episode_metrics(records):
         "valid_rate": float(np.mean([step["valid"] for step in steps])),
         "inadmissible_rate": float(np.mean([step["fails"] for step in steps])),
         "truncated": sum(step["truncated"] for step in steps),
+        "cut_rate": float(np.mean([len(step["response_ids"]) >= max_response for step in steps])),
         "response_tokens": sum(len(step["response_ids"]) for step in steps),
         "no_signal": float(np.mean([len(seen) == 1 for seen in outcomes.values()])),  # groups of wins only, or of losses only
         "advantage_std": float(advantages.std()),

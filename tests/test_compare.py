@@ -157,3 +157,36 @@ def test_a_missing_run_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no run runs/siri-0: train it first"):
         compare.policies(arguments(), "siri", 0)
+
+
+def test_recorded_points_are_shown_without_their_runs(monkeypatch, capsys, tmp_path):
+    """results/ holds points of runs that nobody has; their tables and curves come out again."""
+    points = [p | {"iterations": 1, "env_steps": 1, "episodes": p["minutes"]} for p in two_seeds()]
+    compare.write_jsonl(tmp_path / "points.jsonl", points)
+    command = ["compare.py", "--recorded", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    compare.main()
+    assert "| siri | 0.983 [0.902, 1.064] (+0.315" in capsys.readouterr().out
+    assert (tmp_path / "curves.png").stat().st_size > 0
+    monkeypatch.setattr("sys.argv", [*command, "--seeds", "0", "7"])
+    with pytest.raises(UserError, match="no points of .*7"):
+        compare.main()
+
+
+def test_recorded_points_of_the_project_give_the_numbers_of_the_docs():
+    """docs/results.md, the default run: the numbers that everything else hangs on."""
+    root = compare.Path(__file__).resolve().parents[1]
+    points = compare.read_jsonl(root / "results" / "default" / "points.jsonl")
+    args = arguments()
+    args.arms, args.seeds = ["gigpo-fast", "siri-fast"], [0, 1, 2, 3, 4]
+    table = compare.table(points, args, ["held_out", "valid_seen", "valid_unseen"])
+    told = (root / "docs" / "results.md").read_text()
+    for level, difference in (
+        ("0.913 [0.892, 0.934]", "+0.116 [+0.063, +0.170]"),  # mid-climb
+        ("0.941 [0.913, 0.969]", "+0.187 [+0.140, +0.234]"),
+        ("0.976 [0.964, 0.987]", "-0.004 [-0.023, +0.014]"),  # end
+        ("0.971 [0.955, 0.987]", "+0.043 [+0.006, +0.080]"),
+    ):
+        assert f"{level} ({difference})" in table
+        for number in (level, difference):
+            assert number in told.replace("**", "")
