@@ -38,6 +38,7 @@ from mine import credit_all, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng, skills_file, write_jsonl
 from support.runs import Run, finished_phase, policy_folder
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "distill"
@@ -69,7 +70,8 @@ def action_token_mask(policy, step):
     # both are the first token for which something holds of the text up to and including it
     begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    # a special token sampled inside is no text of the action
+    return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
 
 
 def prompts_of(policy, env, record, skills=()):
@@ -193,7 +195,7 @@ def main():
         pairs = pair_effects(records, shown)  # (14)
         credit_all(pairs, shown, k, args.n_eval, args.retire_after)  # (15), (16)
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
+        with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             deltas = {pair["group_id"]: pair["delta"] for pair in pairs}
             twins, taught = plain_twins(policy, env, records, deltas, unit=unit)  # (17), (18)

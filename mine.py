@@ -44,6 +44,7 @@ from support.cli import by_preset, make_parser, parse_args, run_script, whole
 from support.files import read_jsonl, rng, write_jsonl
 from support.runs import Run, finished_phase, policy_folder
 from support.text import words
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "mine"
@@ -378,7 +379,7 @@ def main():
         credit_all(pairs, shown, k, args.n_eval)  # (15), (16)
         # GiGPO goes on, each row under the prompt that it was sampled with
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
+        with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             stream = rng(args.seed, PHASE, k, "mini-batches")
             rows = rows_of(records)

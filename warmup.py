@@ -36,6 +36,7 @@ from common import (
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng
 from support.runs import Run
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "warmup"
@@ -98,7 +99,7 @@ def main():
             records = rollout(policy, env, plays, **sampling_options(args))
         # what was better than its group, and better than other visits of its state
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
+        with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             stream = rng(args.seed, PHASE, k, "mini-batches")
             rows = rows_of(records)

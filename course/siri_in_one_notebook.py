@@ -18,7 +18,6 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 sys.path.insert(0, str(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "envs" / "toy.py").exists())))
 from envs.toy import PLACES, USUAL, Kitchen  # the only thing that is not written down here

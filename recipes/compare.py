@@ -30,8 +30,9 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
-from evaluate import half_width, play_panel, split_tasks, tick  # noqa: E402
+from evaluate import half_width, play_panel, split_tasks  # noqa: E402
 from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
+from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
@@ -208,19 +209,20 @@ def skills_table(points, env, splits):
     """Markdown: what the mined skills add in the prompt, by task type and policy: all games of the splits, paired by game and seed.
     The interval is over pairs (these skills, other games), the range over seeds."""
     wins = {(p["arm"], p["seed"], p["split"], p["iterations"]): p["wins"] for p in points}  # an iteration has one policy
-    pairs = {}  # (phase whose last policy it is, task type) -> (seed, plain, with skills)
+    pairs = {}  # (phase whose last policy it is, task type) -> (seed, plain, with skills, game)
     for shown in (p for p in points if p["arm"].endswith("+skills") and p["split"] in splits):
         plain = wins[shown["arm"].removesuffix("+skills"), shown["seed"], shown["split"], shown["iterations"]]
         for task, without, using in zip(split_tasks(env, shown["split"]), plain, shown["wins"]):
             for kind in (env.task_type(task), "all"):
-                pairs.setdefault((Path(shown["policy"]).parent.name, kind), []).append((shown["seed"], int(without), int(using)))
+                pairs.setdefault((Path(shown["policy"]).parent.name, kind), []).append((shown["seed"], int(without), int(using), task))
     head = "| policy after | task type | plain | with skills | effect | by seed | pairs |"
     lines = ["\n**skills in the prompt**\n", head, "|---" * 7 + "|"]
     for (phase, kind), rows in sorted(pairs.items(), key=lambda item: (item[0][0] != "mine", item[0][1])):
-        seed, plain, shown = np.array(rows).T
+        seed, plain, shown = np.array([row[:3] for row in rows]).T
+        games = [row[3] for row in rows]  # the same games in every seed
         d = shown - plain
         means = [d[seed == one].mean() for one in sorted(set(seed))]
-        row = f"| {phase} | {kind} | {plain.mean():.3f} | {shown.mean():.3f} | {d.mean():+.3f} +- {half_width(d):.3f} "
+        row = f"| {phase} | {kind} | {plain.mean():.3f} | {shown.mean():.3f} | {d.mean():+.3f} +- {half_width(d, games):.3f} "
         lines.append(row + f"| {min(means):+.2f} to {max(means):+.2f} | {len(d)} |")
     return "\n".join(lines) + "\n"
 

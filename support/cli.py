@@ -22,7 +22,7 @@ from envs import UserError
 
 FREE = {
     "overwrite", "device", "threads", "rollout_batch", "max_prompt", "micro_batch_tokens", "gradient_checkpointing", "save_every",
-    "snapshots", "track", "allow_malformed",
+    "snapshots", "track", "allow_malformed", "traces",
 }  # fmt: skip
 GROWING = {"iterations", "minutes"}
 ANY_NUMBER = 10_000  # iterations of a phase that minutes end
@@ -238,6 +238,8 @@ def make_parser(doc, **defaults):
     g.add_argument("--minutes", type=number(above=0, most=10**6), help=about)
     about = "iterations between checkpoints"
     g.add_argument("--save-every", type=whole(1), default=by_preset(laptop=1, paper=10), help=about)
+    about = "episodes per phase that are kept token by token, for the report"
+    g.add_argument("--traces", type=whole(0), default=16, help=about)
     about = "minutes between copies of the policy that are kept, for curves (0: none)"
     g.add_argument("--snapshots", type=number(least=0, most=10**6), default=0.0, help=about)
     about = "metrics go there besides metrics.jsonl"

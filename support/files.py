@@ -69,11 +69,16 @@ def read_json(path):
 
 def read_jsonl(path):
     """All objects of a JSON-lines file; blank lines are none.  UserError names the file and line that is not one."""
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path):
+    """(line number, object) of a JSON-lines file."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             if line.strip():
-                rows.append(load_json(line))
+                rows.append((number, load_json(line)))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not a JSON object ({error}): mend or delete that line") from None
     return rows
@@ -190,8 +195,8 @@ def skills_file(path, env=None):
     """The skills of a skills.jsonl, checked, with defaults for what a file from elsewhere may leave out.  env: the world they are for.
     UserError names the line and the field, what was expected and what was found."""
     skills, lines = [], {}
-    for number, found in enumerate(read_jsonl(path), 1):
-        where = f"{path}, skill {number}"
+    for number, found in numbered(path):
+        where = f"{path}, line {number}"
         missing = [k for k in ("skill_id", "task_type", "condition", "strategy", "status", "utility") if k not in found]
         if missing:
             raise UserError(f"{where}: a skill without {', '.join(missing)}; write the file with mine.py")
@@ -214,7 +219,7 @@ def skills_file(path, env=None):
         except ValueError as reason:
             raise UserError(f"{where}: {reason}; mend or delete that line") from None
         if skill["skill_id"] in lines:
-            raise UserError(f"{where}: skill_id {skill['skill_id'][:60]!r} is that of skill {lines[skill['skill_id']]}, too; rename one")
+            raise UserError(f"{where}: skill_id {skill['skill_id'][:60]!r} is that of line {lines[skill['skill_id']]}, too; rename one")
         lines[skill["skill_id"]] = number
         skills.append(skill)
     return skills

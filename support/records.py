@@ -17,7 +17,7 @@ def for_file(record):
     return {key: value for key, value in record.items() if key != "skills"} | {"steps": steps}
 
 
-def episode_metrics(records, max_response):
+def episode_metrics(records, max_response=512):
     """Success by condition, lengths, rates and what the advantages look like."""
     steps = [step for record in records for step in record["steps"]]
     metrics = {}

@@ -1,6 +1,6 @@
 """Traces: what a report needs of a few episodes and no training file keeps.
 
-    with traced(run, policy, env, records, k):      around the update, the only line that a phase has
+    with traced(run, policy, env, records, k), run.timed("update"):     the only line that a phase has
         losses = update(...)
 
 writes runs/NAME/PHASE/traces.jsonl, a line per episode: traj_id, group_id, phase, iteration, condition, and per step t, prompt (text as
@@ -18,6 +18,7 @@ from contextlib import contextmanager
 import torch
 
 from envs import Step, action_span
+from support.packing import Row, forced, merge_prefixes
 
 
 def due(k, most):
@@ -56,9 +57,9 @@ def traced(run, policy, env, records, k):
         policy.engine.sleep()  # its memory is needed; the update does the same
     chosen = choose(records)
     plain = [prompts(policy, env, r, []) for r in chosen]
-    before = [plain_logprobs(policy, r, ids, run.args) for r, ids in zip(chosen, plain)]
+    before = [plain_logprobs(policy, r, ids) for r, ids in zip(chosen, plain)]
     yield
-    after = [plain_logprobs(policy, r, ids, run.args) for r, ids in zip(chosen, plain)]
+    after = [plain_logprobs(policy, r, ids) for r, ids in zip(chosen, plain)]
     labels = {}  # anchor -> number, in the order in which the group has seen them
     for r in records:
         if r["group_id"] == chosen[0]["group_id"]:
@@ -100,19 +101,13 @@ def prompts(policy, env, record, skills):
 
 
 @torch.no_grad()
-def plain_logprobs(policy, record, prompt_ids, args):
-    """(log-probs, entropies): a list per step with a number per response token, under the given prompts."""
-    logps, entropies = [], []
-    for ids, s in zip(prompt_ids, record["steps"]):
-        at = [j for j, allowed in enumerate(s["allowed"]) if allowed is None or len(allowed) > 1]  # elsewhere there was no choice
-        logp, entropy = ([0.0] * len(s["allowed"]) for _ in range(2))
-        if at:
-            one = torch.tensor([ids + s["response_ids"]], device=policy.device)
-            places = torch.tensor([len(ids) + j for j in at], device=policy.device)
-            found = policy.score(one, torch.zeros_like(places), places, [s["allowed"][j] for j in at], 1.0)
-            for values, many in zip((logp, entropy), found):
-                for j, x in zip(at, many.tolist()):
-                    values[j] = x
-        logps.append(logp)
-        entropies.append(entropy)
-    return logps, entropies
+def plain_logprobs(policy, record, prompt_ids):
+    """(log-probs, entropies): a list per step with a number per response token, under the given prompts; 0 where there was no choice."""
+    steps = list(zip(prompt_ids, record["steps"]))
+    rows = [Row(ids, s["response_ids"], s["logprobs"], s["allowed"]) for ids, s in steps]
+    scored = [policy.logprobs([sequence]) for sequence in merge_prefixes(rows) if sequence.positions]
+    found = []
+    for which in (0, 1):
+        values = iter([x for one in scored for x in one[which].tolist()])
+        found.append([[0.0 if forced(allowed) else next(values) for allowed in row.allowed] for row in rows])
+    return found

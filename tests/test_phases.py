@@ -208,7 +208,7 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
 
 
 def test_intervals_have_known_values():
-    assert evaluate.wilson([1] * 8 + [0] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert evaluate.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
     mean, low, high = evaluate.paired_difference(a, b)
@@ -250,9 +250,9 @@ def no_model(monkeypatch):
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
         (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
-        (evaluate, ["--temperature", "0"], "--temperature: expected a number above 0"),
+        (evaluate, ["--temperature", "-1"], "--temperature: expected a number at least 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
-        (evaluate, ["--policy", "nowhere"], "--model nowhere"),
+        (evaluate, ["--policy", "nowhere"], "nowhere"),
     ],
 )
 def test_a_mistake_is_answered_before_any_model_loads(monkeypatch, no_model, script, arguments, message):
