@@ -160,6 +160,6 @@ def check_skill(skill):
     on average.  ValueError with the reason."""
     if not skill["condition"] or not skill["strategy"]:
         raise ValueError("empty field")
-    for field, most in ("condition", 40), ("strategy", 80):
-        if len(skill[field].split()) > most or len(skill[field]) > 20 * most:
-            raise ValueError(f"{field} too long")
+    for key, most in ("condition", 40), ("strategy", 80):
+        if len(skill[key].split()) > most or len(skill[key]) > 20 * most:
+            raise ValueError(f"{key} too long")

@@ -13,7 +13,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from envs import UserError
 from support import models, parallel
 
-
 MLP = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 

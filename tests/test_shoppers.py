@@ -11,13 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import common
-from support import models
 from common import Play, Policy, assign_advantages, merge_prefixes, prompts_of, rollout, rows_of, token_logprobs
 from envs import FreeText, Step, shop
 from envs import webshop_prompts as words
 from envs.webshop import WebShop
 from envs.webshop_data import Nouns
+from support import models
 from tests.conftest import arguments
 from tiny import build, webshop_lessons
 from tiny.shoppers import CLAUSES, KINDS, describe, fits, skill

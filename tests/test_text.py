@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from envs import check_skill, clean_text, skill_from_json, skill_from_line, skill_section
 from envs import alfworld_prompts as rooms
+from envs import check_skill, clean_text, skill_from_json, skill_from_line, skill_section
 from envs import webshop_prompts as shops
 from envs.alfworld import AlfWorld
 from envs.shop import files
