@@ -160,6 +160,6 @@ def check_skill(skill):
     on average.  ValueError with the reason."""
     if not skill["condition"] or not skill["strategy"]:
         raise ValueError("empty field")
-    for key, most in ("condition", 40), ("strategy", 80):
-        if len(skill[key].split()) > most or len(skill[key]) > 20 * most:
-            raise ValueError(f"{key} too long")
+    for part, most in ("condition", 40), ("strategy", 80):
+        if len(skill[part].split()) > most or len(skill[part]) > 20 * most:
+            raise ValueError(f"{part} too long")

@@ -1,178 +1,360 @@
-"""The command line of the five scripts: arguments with their ranges and defaults, and errors in one line."""
+"""The command line of the scripts: arguments with their ranges and true defaults, and mistakes told in one line.
+
+    make_parser, base_parser    the arguments that the training phases share; those that evaluation and the recipes share with them
+    whole, number, text, ...    types with ranges, so that no value has to be checked again behind the parser
+    by_preset                   a default that differs between --preset laptop and paper, written at the option
+    parse_args                  defaults, what the run that is read says (world, model, preset), and `check`: combinations
+    run_script                  runs main(); a user's mistake becomes one line and exit code 2
+
+On resuming, arguments are of three kinds (support/runs.py checks them): FREE ones may change, for they change no result but the last
+bits; GROWING ones may grow; all others are fixed.  Nothing slow is imported up here: a mistyped argument is answered at once.
+"""
 
 import argparse
-import json
+import difflib
+import math
 import os
 import re
 import sys
 from importlib.util import find_spec
-from pathlib import Path
-
-import torch
-from transformers.utils.logging import disable_progress_bar
 
 from envs import UserError
-from support import parallel
+
+FREE = {
+    "overwrite", "device", "threads", "rollout_batch", "max_prompt", "micro_batch_tokens", "gradient_checkpointing", "save_every",
+    "snapshots", "track", "allow_malformed", "traces",
+}  # fmt: skip
+GROWING = {"iterations", "minutes"}
+ANY_NUMBER = 10_000  # iterations of a phase that minutes end
+
+
+# ---- running a script ------------------------------------------------------------------------------------------
+
+
+def quiet_interrupt(kind, error, traceback):
+    """Ctrl-C while the packages are being imported, which takes seconds: one line, as later."""
+    if not issubclass(kind, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, traceback)
+    print("\nstopped before anything was read or written", file=sys.stderr)
+
+
+sys.excepthook = quiet_interrupt
+
+
+class Steady:
+    """A text stream whose writing never fails: a closed pipe or a full disk must not end a run of days."""
+
+    def __init__(self, stream):
+        self.stream = stream
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that knows no arrows (cp1252) shows question marks
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass
 
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from support import parallel
+
     disable_progress_bar()  # of loading and saving: one per iteration otherwise
-    if parallel.rank():
-        sys.stdout = open(os.devnull, "w")
+    sys.stdout, sys.stderr, rank = Steady(sys.stdout), Steady(sys.stderr), 0
     try:
+        rank = parallel.rank()
+        if rank:
+            sys.stdout = open(os.devnull, "w")
         main()
     except UserError as mistake:
-        if parallel.rank() == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
-            print(f"error: {mistake}", file=sys.stderr)
+        if rank == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
+            print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
         if parallel.world() == 1 or not re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error)):
             raise
         sys.exit("error: another process of this run has died; the same command goes on from the last checkpoint")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; the same command goes on from the last finished iteration")
+        sys.exit("\nstopped; the same command goes on from the last checkpoint")
 
 
-# What suits a million parameters and two cores does not suit 7B: two named sets of defaults, so that nobody mistakes one for the other.
-# "paper" is method.md section 9 (GiGPO's published settings where SIRI's are unknown).
-PRESETS = {
-    "laptop": dict(
-        groups=16, group_size=8, lr=5e-4, adv_mode="mean_norm", beta=0.0, entropy_coef=0.001, old_logprobs="sampler",
-        micro_batch_tokens=4096, iterations=10_000, save_every=1,  # minutes end a long phase, not these iterations: a fast hour has 1,000
-    ),
-    "paper": dict(
-        model="Qwen/Qwen2.5-7B-Instruct", groups=16, group_size=8, lr=1e-6, beta=0.01, entropy_coef=0.001,
-        mini_batch_rows=256, old_logprobs="trainer", iterations=150, save_every=10,
-    ),
-}  # fmt: skip
+def one_line(mistake):
+    return " ".join(str(mistake).split())
+
+
+# ---- types with ranges -----------------------------------------------------------------------------------------
+
+
+def whole(least=0, most=10**9):
+    """A whole number within least..most."""
+
+    def read(typed):
+        if not re.fullmatch(r"[+-]?[0-9]{1,30}", typed) or not least <= int(typed) <= most:
+            limit = f"of at least {least}" if most >= 10**9 else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"expected a whole number {limit}, found {typed!r}")
+        return int(typed)
+
+    return read
+
+
+def number(above=None, least=None, below=None, most=None):
+    """A finite number within these limits."""
+    limits = [("above", above), ("at least", least), ("below", below), ("at most", most)]
+    limit = " and ".join(f"{word} {value}" for word, value in limits if value is not None)
+
+    def read(typed):
+        try:
+            value = float(typed)
+        except ValueError:
+            value = math.nan
+        fits = math.isfinite(value) and (above is None or value > above) and (least is None or value >= least)
+        if not fits or (below is not None and value >= below) or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected a number {limit or 'that is finite'}, found {typed!r}")
+        return value
+
+    return read
+
+
+def text(typed):
+    """A name or path: not empty, and no character that no path may have."""
+    if not typed.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in typed):
+        raise argparse.ArgumentTypeError(f"expected a name or path, found {typed!r}")
+    return typed
+
+
+def run_name(typed):
+    """The name of a run: one path component, so that nothing outside runs/ is ever written or deleted."""
+    if not re.fullmatch(r"[\w.\- ]{1,100}", typed) or typed.startswith((".", "-", " ")) or typed.endswith((".", " ")):
+        raise argparse.ArgumentTypeError(f"expected one name of letters, digits, '._-' and spaces for runs/NAME, found {typed!r}")
+    return typed
+
+
+class by_preset(dict):
+    """A default that differs by preset: by_preset(laptop=3, paper=None)."""
+
+
+# ---- parser ----------------------------------------------------------------------------------------------------
+
+
+class Help(argparse.HelpFormatter):
+    """Help with true defaults and with what may change on resuming."""
+
+    def _get_help_string(self, action):
+        parts = [action.help or ""]
+        if action.default not in (None, False, argparse.SUPPRESS) and "default:" not in parts[0]:
+            parts.append("(default: %(default)s)")
+        parts.append("[free]" if action.dest in FREE else "[may grow]" if action.dest in GROWING else "")
+        return " ".join(filter(None, parts))
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse without guessing (abbreviated options) and with mistakes in one line."""
+
+    def __init__(self, *positional, **named):
+        super().__init__(*positional, allow_abbrev=False, formatter_class=Help, **named)
+
+    def error(self, message):
+        message = re.sub("^argument ", "", message)
+        if unknown := re.match("unrecognized arguments: (.*)", message):
+            first = unknown[1].split()[0].split("=")[0]
+            known = [option for action in self._actions for option in action.option_strings]
+            close = difflib.get_close_matches(first, known, 1)
+            message = f"no argument {unknown[1]} here: " + (f"did you mean {close[0]}?" if close else "--help lists them all")
+        raise UserError(message)
 
 
 def base_parser(doc):
     """The arguments that training and evaluation share."""
-    p = argparse.ArgumentParser(description=doc.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    resuming = "On resuming, arguments marked [free] may change and those marked [may grow] may grow; all others are fixed."
+    p = Parser(description=doc.split("\n\n")[0], epilog=resuming)
     g = p.add_argument_group("files")
-    g.add_argument("--run", default="default", help="name of the run: runs/NAME/")
-    g.add_argument("--overwrite", action="store_true", help="throw away what this phase has written and start anew")
-    g.add_argument("--preset", choices=list(PRESETS), default="laptop", help="set of defaults: a million parameters, or the paper's 7B")
-    g.add_argument("--seed", type=int, default=0, help="of every random stream")
-    g = p.add_argument_group("policy")
-    g.add_argument("--model", help="Hugging Face folder or hub name of the base policy (laptop: the stand-in, tiny/ENV)")
-    g.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="torch device")
-    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
-    threads = min(2, os.cpu_count() or 1)
-    g.add_argument("--threads", type=positive_int, default=threads, help="CPU threads, each with its part of episodes and micro-batches")
-    g.add_argument("--constrain", action=argparse.BooleanOptionalAction, help="sample among admissible actions only (stand-in: on)")
-    g.add_argument("--note", action=argparse.BooleanOptionalAction, default=True, help="agent-side note in compact prompts")
+    g.add_argument("--run", type=run_name, default="default", help="name of the run: runs/NAME/")
+    g.add_argument("--overwrite", action="store_true", help="throw away what this script has written there and start anew")
+    presets = "set of defaults: a million parameters, or the paper's 7B (default: that of the run, laptop for a new one)"
+    g.add_argument("--preset", choices=["laptop", "paper"], default="laptop", help=presets)
+    g.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of every random stream")
+    g = p.add_argument_group("policy and world")
+    about = "Hugging Face folder or hub name of the base policy (default: that of the run; laptop: the stand-in, tiny/ENV)"
+    g.add_argument("--model", type=text, default=by_preset(laptop=None, paper="Qwen/Qwen2.5-7B-Instruct"), help=about)
+    about = "alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)"
+    g.add_argument("--env", type=text, help=about)
+    g.add_argument("--simulator", choices=["fast", "textworld"], default="fast", help="of ALFWorld: ours, or the official one")
+    g.add_argument("--engine", choices=["transformers", "vllm"], default="transformers", help="of sampling")
+    g.add_argument("--device", type=text, help="torch device (default: cuda where there is one, else cpu)")
+    about = "of computing; trained weights stay in float32"
+    g.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help=about)
+    about = "CPU threads, each with its part of episodes and micro-batches"
+    g.add_argument("--threads", type=whole(1, 256), default=min(2, os.cpu_count() or 1), help=about)
     g = p.add_argument_group("rollout")
-    g.add_argument("--env", help="alfworld, webshop, or MODULE:CLASS of your own (default: that of the run, alfworld for a new one)")
-    engines = ["fast", "textworld", "transformers", "vllm"]
-    text = "of ALFWorld: fast (ours) or textworld (official); of sampling: transformers or vllm"
-    g.add_argument("--engine", nargs="+", default=["fast", "transformers"], choices=engines, help=text)
-    p.set_defaults(simulator="fast", sampler="transformers")
-    g.add_argument("--vllm-memory", type=float, default=0.5, help="share of the GPU's memory that vLLM takes while it samples")
-    g.add_argument("--max-steps", type=positive_int, help="steps per episode (default: 50 in ALFWorld, 15 in WebShop)")
-    g.add_argument("--max-prompt", type=positive_int, help="tokens of a chat prompt (default: 2048, WebShop and with skills 4096)")
-    g.add_argument("--max-response", type=positive_int, default=512, help="tokens per response")
-    g.add_argument("--rollout-batch", type=positive_int, default=128, help="episodes played in lockstep")
+    about = "steps per episode (default: 50 in ALFWorld, 15 in WebShop)"
+    g.add_argument("--max-steps", type=whole(1, 1000), help=about)
+    about = "tokens of a chat prompt, longer ones lose history (default: 2048; WebShop and with skills 4096)"
+    g.add_argument("--max-prompt", type=whole(64, 10**6), help=about)
+    g.add_argument("--max-response", type=whole(1, 10**5), default=512, help="tokens per response")
+    g.add_argument("--rollout-batch", type=whole(1, 10**5), default=128, help="episodes played in lockstep")
+    p.set_defaults(vllm_memory=0.8)  # share of the GPU's memory that vLLM takes while it samples
     return p
 
 
-def make_parser(doc):
-    """The arguments of the training phases, grouped.  A phase adds its own and calls parse_args."""
+def make_parser(doc, **defaults):
+    """The arguments of the training phases, grouped.  A phase adds its own; `defaults` are its own values of the shared ones."""
     p = base_parser(doc)
     g = p.add_argument_group("training")
-    g.add_argument("--from", dest="source", help="folder of the phase to start from (default: the phase before, in the same run)")
-    g.add_argument("--groups", type=positive_int, help="B: task groups per iteration")
-    g.add_argument("--group-size", type=positive_int, help="G: episodes per group")
-    g.add_argument("--temperature", type=float, default=1.0, help="of sampling in training")
-    g.add_argument("--train-games", type=int, default=0, help="train on that many games only (0: all but the held-out ones)")
+    about = "folder of the phase to start from (default: the phase before, in the same run)"
+    g.add_argument("--from", dest="source", metavar="FOLDER", type=text, help=about)
+    g.add_argument("--lora-rank", type=whole(0, 4096), default=0, help="train adapters only, with about 10 times the --lr (0: all weights)")
+    g.add_argument("--groups", type=whole(1, 4096), default=16, help="B: task groups per iteration")
+    about = "G: episodes per group, at least 2: they are compared"
+    g.add_argument("--group-size", type=whole(2, 1024), default=8, help=about)
+    about = "go on though nearly all responses of the first iteration are cut or ill-formed"
+    g.add_argument("--allow-malformed", action="store_true", help=about)
     g = p.add_argument_group("method (symbols of the README's equations)")
-    g.add_argument("--gamma", type=float, default=0.95, help="(1) discount of step returns")
-    g.add_argument("--omega", type=float, default=1.0, help="(7) weight of the step advantage")
-    g.add_argument("--invalid-cost", type=float, default=0.1, help="(2), (3) cost c of an ill-formed response")
-    g.add_argument("--adv-mode", choices=["mean_std_norm", "mean_norm"], default="mean_std_norm", help="(8) divide by the std or not")
-    g.add_argument("--episode-stats", choices=["rows", "trajectories"], default="rows", help="(4) statistics over rows or episodes")
-    g.add_argument("--anchor-similarity", type=float, default=1.0, help="(5) below 1: cluster anchors by difflib ratio")
-    g.add_argument("--adv-pool", choices=["pooled", "separate"], default="pooled", help="plain and skill episodes: one group or two")
-    g.add_argument("--clip-low", type=float, default=0.2, help="(9) lower clip of the ratio")
-    g.add_argument("--clip-high", type=float, default=0.2, help="(9) upper clip of the ratio")
-    g.add_argument("--dual-clip", type=float, default=3.0, help="(9) C")
-    g.add_argument("--old-logprobs", choices=["trainer", "sampler"], help="(9) pi_old computed by the trainer, or as sampled")
-    g.add_argument("--tis-cap", type=float, default=2.0, help="(9) largest truncated importance weight pi_old / pi_sampler; 0: none")
-    g.add_argument("--beta", type=float, help="(10) KL coefficient; 0: no reference policy is kept")
-    g.add_argument("--entropy-coef", type=float, help="(11) entropy bonus")
+    g.add_argument("--omega", type=number(least=0, most=1000), default=1.0, help="(7) weight of the step advantage")
+    about = "(10) KL coefficient; 0: no reference policy is kept"
+    g.add_argument("--beta", type=number(least=0, most=1000), default=by_preset(laptop=0.0, paper=0.01), help=about)
+    p.set_defaults(vllm_memory=0.5)  # the trainer wants some, too
+    p.set_defaults(adv_mode=by_preset(laptop="mean_norm", paper="mean_std_norm"))  # (8)
     g = p.add_argument_group("optimiser")
-    g.add_argument("--lr", type=float, help="AdamW learning rate")
-    g.add_argument("--lr-end", type=float, default=1.0, help="beyond the paper: share of --lr at the end of the budget, reached linearly")
-    g.add_argument("--weight-decay", type=float, default=0.01, help="AdamW weight decay")
-    g.add_argument("--grad-clip", type=float, default=1.0, help="largest gradient norm")
-    g.add_argument("--mini-batch-rows", type=positive_int, help="rows (steps) per optimizer step, about (laptop: 24 full episodes)")
-    g.add_argument("--micro-batch-tokens", type=positive_int, default=8192, help="padded tokens per forward pass")
-    g.add_argument("--logit-chunk", type=positive_int, help="tokens whose logits are there at once (default: 1 GiB of them)")
-    g.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass: slower, smaller")
-    g.add_argument("--lora-rank", type=int, default=0, help="train adapters only, with about 10 times the --lr (0: all weights)")
+    g.add_argument("--lr", type=number(least=0, most=1), default=by_preset(laptop=5e-4, paper=1e-6), help="AdamW learning rate")
+    about = "beyond the paper: share of --lr at the end of the budget, reached linearly"
+    g.add_argument("--lr-end", type=number(least=0, most=1), default=1.0, help=about)
+    about = "rows (steps) per optimizer step, about: episodes stay whole, and twins count (laptop: 24 full episodes)"
+    g.add_argument("--mini-batch-rows", type=whole(1), default=by_preset(laptop=None, paper=256), help=about)
+    tokens = by_preset(laptop=4096, paper=8192)
+    g.add_argument("--micro-batch-tokens", type=whole(1), default=tokens, help="padded tokens per forward pass")
+    about = "compute activations again in the backward pass: slower, smaller"
+    g.add_argument("--gradient-checkpointing", action="store_true", help=about)
     g = p.add_argument_group("budget")
-    g.add_argument("--iterations", type=positive_int, help="at most that many")
-    g.add_argument("--minutes", type=float, help="wall-clock budget of this phase; it ends after the iteration that passes it")
-    g.add_argument("--save-every", type=positive_int, help="iterations between checkpoints")
-    g.add_argument("--track", choices=["none", "trackio", "wandb"], default="none", help="metrics go there besides metrics.jsonl")
-    g.add_argument("--snapshots", type=float, default=0.0, help="minutes between copies of the policy that are kept, for curves (0: none)")
+    g.add_argument("--iterations", type=whole(1), default=ANY_NUMBER, help="at most that many; typed alone, no clock ends the phase")
+    about = "wall-clock budget of this phase; it ends after the iteration that passes it"
+    g.add_argument("--minutes", type=number(above=0, most=10**6), help=about)
+    about = "iterations between checkpoints"
+    g.add_argument("--save-every", type=whole(1), default=by_preset(laptop=1, paper=10), help=about)
+    about = "episodes per phase that are kept token by token, for the report"
+    g.add_argument("--traces", type=whole(0), default=16, help=about)
+    about = "minutes between copies of the policy that are kept, for curves (0: none)"
+    g.add_argument("--snapshots", type=number(least=0, most=10**6), default=0.0, help=about)
+    about = "metrics go there besides metrics.jsonl"
+    g.add_argument("--track", choices=["none", "trackio", "wandb"], default="none", help=about)
+    p.set_defaults(**defaults)
     return p
 
 
-def skill_arguments(parser):
-    """The arguments of (15), (16), which phase 2 has too."""
-    group = parser.add_argument_group("skills")
-    group.add_argument("--ema", type=float, default=0.2, help="(15) a: weight of the newest effect in a skill's utility")
-    group.add_argument("--n-eval", type=int, default=8, help="(16) paired groups before a candidate may become active")
-    group.add_argument("--tau-act", type=float, default=0.05, help="(16) utility above which a candidate becomes active")
-    group.add_argument("--promote-z", type=float, default=0.0, help="beyond the paper: mean - z * standard error must pass tau-act, too")
-    group.add_argument("--retire-after", type=int, default=3, help="(16) updates in a row with negative utility that retire a skill")
-    return group
+# ---- parsing ---------------------------------------------------------------------------------------------------
 
 
-def positive_int(text):
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
-    return int(text)
+def typed_value(parser, *dests):
+    """What was typed for these options, None where nothing was; the rest of the command line may be wrong."""
+    scan = Parser(add_help=False)
+    for action in parser._actions:
+        if action.dest in dests:
+            scan.add_argument(*action.option_strings, dest=action.dest, type=action.type, nargs=action.nargs, choices=action.choices)
+    found = scan.parse_known_args()[0]
+    return [getattr(found, dest, None) for dest in dests]
 
 
-def parse_args(parser, first=False, **phase_defaults):
-    """Command line over preset over defaults.  first: this script begins a run, others play the environment that the run began with;
-    phase_defaults: preset name -> this phase's own."""
-    typed = parser.parse_known_args()[0]
-    known = {action.dest for action in parser._actions}
-    chosen = PRESETS[typed.preset] | phase_defaults.get(typed.preset, {})
-    if getattr(typed, "iterations", None):
-        chosen.pop("minutes", None)  # who asks for so many iterations gets them, whatever the preset's clock says,
-    elif getattr(typed, "minutes", None):
-        chosen["iterations"] = PRESETS["laptop"]["iterations"]  # and who asks for so many minutes gets those
-    parser.set_defaults(**{key: value for key, value in chosen.items() if key in known})
+def parse_args(parser, first=False):
+    """Command line over what the run that is read says over the preset.  first: this script begins a run, others play the world that
+    the run began with.  UserError in one line for every mistake, before anything is opened for writing."""
+    run, preset, source, policies, model = typed_value(parser, "run", "preset", "source", "policy", "model")
+    begun = origin(run or "default", source, policies, model, first)
+    preset = preset or begun.get("preset", "laptop")
+    for values in [parser._defaults, *(vars(action) for action in parser._actions)]:
+        values.update({key: value[preset] for key, value in values.items() if isinstance(value, by_preset)})
+    parser.set_defaults(preset=preset)
     args = parser.parse_args()
-    begun = Path("runs") / args.run / "warmup" / "args.json"
-    if args.env is None:
-        args.env = json.loads(begun.read_text())["args"]["env"] if begun.exists() and not first else "alfworld"
+    typed = {option.split("=")[0] for option in sys.argv[1:]}
+    if "--iterations" in typed and "--minutes" not in typed:
+        args.minutes = None  # who asks for so many iterations gets them, whatever the preset's clock says,
+    elif "--minutes" in typed and "--iterations" not in typed:
+        args.iterations = ANY_NUMBER  # and who asks for so many minutes gets those
+    check(args, begun, typed, first)
+    args.env = args.env or begun.get("env", "alfworld")
+    if begun and not first and "--model" not in typed:
+        args.model = begun["model"]
     if args.model is None:
-        args.model = os.path.relpath(Path(__file__).parents[1] / "tiny" / args.env)
-    for name in ("temperature", "minutes", "gamma"):
-        if getattr(args, name, None) is not None and getattr(args, name) <= 0:
-            raise UserError(f"--{name}: expected a number above 0, found {getattr(args, name)}")
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
-    for kinds in ("fast", "textworld"), ("transformers", "vllm"):
-        if set(kinds) <= set(args.engine):
-            raise UserError(f"--engine: expected one of {' and '.join(kinds)}, found both")
-    args.simulator = "textworld" if "textworld" in args.engine else "fast"
-    args.sampler = "vllm" if "vllm" in args.engine else "transformers"
+        args.model = os.path.relpath(os.path.join(os.path.dirname(__file__), "..", "tiny", args.env))
+    import torch
+
+    from support import parallel
+
+    args.device = parallel.begin(device_of(args.device))
+    torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
+    return args
+
+
+def origin(run, source, policies, model, first):
+    """The arguments of the phase that the weights come from, {} where they come from no phase.  UserError where several policies that
+    are compared come from different worlds."""
+    from support.runs import begun_with
+
+    if first:
+        return begun_with(source or model) if source or model else {}
+    if source:
+        return begun_with(source)
+    found = [begun_with(policy) for policy in policies or []]
+    for policy, one in zip(policies or [], found):
+        other = next((one for one in found if one), {})
+        if one and one["env"] != other["env"]:
+            raise UserError(f"--policy {policy} played {one['env']}, another one {other['env']}: evaluate them apart")
+    return next((one for one in found if one), {}) if policies else begun_with(f"runs/{run}/warmup")
+
+
+def check(args, begun, typed, first):
+    """What no single argument's type can see: arguments that contradict each other, or what is read, or this machine."""
+    if args.env and begun and args.env != begun["env"]:
+        raise UserError(f"--env {args.env}: the policy that is read was trained in {begun['env']}; leave --env out, or read another one")
+    if not first and "--model" in typed and begun and not same_place(args.model, begun["model"]):
+        raise UserError(f"--model {args.model}: the run that is read began with {begun['model']}; leave --model out")
+    if first and {"--from", "--model"} <= typed:
+        raise UserError("--from and --model both name the weights to start from: give one of them")
+    if args.simulator == "textworld" and (args.env or begun.get("env", "alfworld")) != "alfworld":
+        raise UserError("--simulator textworld is ALFWorld's official engine: leave it out, or use --env alfworld")
     if getattr(args, "lora_rank", 0) and not find_spec("peft"):
         raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
     if getattr(args, "track", "none") != "none" and not find_spec(args.track):
         raise UserError(f"--track {args.track}: no such package here; run pip install {args.track}")
-    if args.sampler == "vllm":
+    for option in ("policy", "split", "arms"):
+        values = getattr(args, option, None) or []
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise UserError(f"--{option}: {twice[0]} is named twice; name it once")
+    if args.engine == "vllm":
         from support import vllm_engine
 
         vllm_engine.check(args)
-    args.device = parallel.begin(args.device)
-    torch.set_num_threads(1 if args.device == "cpu" else args.threads)  # --threads share episodes and micro-batches instead
-    return args
+
+
+def same_place(a, b):
+    """Whether two names of a model are the same folder, or the same hub name."""
+    return a == b or (os.path.exists(a) and os.path.realpath(a) == os.path.realpath(b))
+
+
+def device_of(name):
+    """The torch device that is named, cuda where there is one and none is named.  UserError where this machine has none such."""
+    import torch
+
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    name = name or ("cuda" if found else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu, cuda or cuda:NUMBER, found {name!r}") from None
+    if device.type == "cuda" and not found:
+        raise UserError(f"--device {name}: no CUDA device found; use --device cpu")
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise UserError(f"--device: expected cpu, cuda or cuda:NUMBER, found {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise UserError(f"--device {name}: this machine has {found} CUDA devices, cuda:0 to cuda:{found - 1}")
+    return name

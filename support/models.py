@@ -53,7 +53,7 @@ def check_model(name, args=None):
         raise UserError(f"--model {name}: {lack}; choose another Instruct model (docs/models.md)")
     if not args:
         return
-    if args.sampler == "vllm" and not template:
+    if args.engine == "vllm" and not template:
         raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: "
                         "use --engine transformers")
     context, longest = context_of(config), (args.max_prompt or 4096) + args.max_response

@@ -80,22 +80,23 @@ def records(model_folder):
     records = rollout(common.Policy(model_folder), env, [Play(t, t, ("p", t, i)) for t in env.tasks("train")[:3] for i in range(3)])
     for i, record in enumerate(records):
         record["success"], record["steps"][-1]["reward"] = i % 2 == 0, 10.0 * (i % 2 == 0)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     return records
 
 
 def one_update(records, folder, **changes):
     """An update of five mini-batches with every term of the loss, in unequal micro-batches."""
-    args = arguments(beta=0.1, entropy_coef=0.01, mini_batch_rows=15, micro_batch_tokens=250, lr=1e-3, old_logprobs="trainer", **changes)
+    args = arguments(beta=0.1, **changes)
     parallel.begin("cpu")
-    policy = common.load_policy("model", args, trained=True)
-    ref_policy = large.without_adapter(policy) if args.lora_rank else common.load_policy("model", args, reference=True)
-    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr)
+    policy, ref_policy, _ = common.load_training("model", "model", args)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-3)
     rows = rows_of(records)
     for row in rows_of(records)[::2]:
-        row.rl, row.weights, row.gated = False, [0.7] * len(row.response_ids), len(row.response_ids)
+        row.rl, row.weights, row.n_taught = False, [0.7] * len(row.response_ids), len(row.response_ids)
         rows.append(row)
-    metrics = common.update(policy, optimizer, rows, args, np.random.default_rng(0), ref_policy, 0.3)
+    loss = partial(distill.siri_loss, lam=0.3, beta=0.1, entropy_coef=0.01)
+    how = dict(mini_batch_rows=15, micro_batch_tokens=250, recompute_old=True)
+    metrics = common.update(policy, optimizer, rows, np.random.default_rng(0), loss, ref_policy, **how)
     policy.save(folder)
     if parallel.rank() == 0:
         Path(folder, "metrics.json").write_text(json.dumps(metrics))
@@ -167,7 +168,7 @@ def test_a_phase_tells_the_same_story_with_one_process_and_with_several(n, shard
 def test_all_three_phases_run_in_two_processes():
     arguments = [*SMALL, "--iterations", "3", "--lr", "3e-3"]
     succeeds(2, phase(warmup, [*arguments, "--stop-at", "0"]))
-    succeeds(2, phase(mine, [*arguments, "--mine-every", "3", "--promote-all", "--per-type", "8", "--max-skill-tokens", "8"]), True)
+    succeeds(2, phase(mine, [*arguments, "--mine-every", "3"]), True)
     succeeds(2, phase(distill, [*arguments, "--k-warm", "0"]), True)
     assert Path("runs/default/distill/policy/model.safetensors").exists()
     games = ["--games", "6", "--repetitions", "1", "--threads", "1", "--device", "cpu"]
@@ -183,7 +184,7 @@ def test_all_three_phases_run_in_two_processes():
 def test_every_process_has_a_vllm_engine_of_its_own(shard):
     make_chat_model("chat", max_position_embeddings=4096)
     small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
-    arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--old-logprobs", "trainer"]
+    arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--preset", "paper", "--beta", "0"]
     succeeds(2, phase(warmup, arguments, toy=False), shard)
     lines = files.read_jsonl("runs/default/warmup/metrics.jsonl")
     assert len(lines) == 2 and all(line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines)
@@ -196,11 +197,11 @@ def dies_in_iteration(k, main, arguments, ranks):
     """The phase, in which some processes are killed within iteration k's update."""
     update, calls = common.update, []
 
-    def fatal(*given):
+    def fatal(*given, **more):
         calls.append(1)
         if parallel.rank() in ranks and len(calls) == k + 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return update(*given)
+        return update(*given, **more)
 
     sys.modules[main.__module__].update = fatal
     play(main, arguments)
@@ -240,6 +241,8 @@ def test_a_mistake_is_told_once_and_ends_all_processes():
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="4 processes on a machine with 2 GPUs: launch with --num_processes 2"):
         parallel.begin("cuda")
