@@ -11,10 +11,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import common
-from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of
+from common import Play, Policy, assign_advantages, rollout, rows_of
+from distill import action_token_mask
 from envs import UserError
 from envs.alfworld import AlfWorld
 from support import large, models
+from support.packing import merge_prefixes
 from tests.conftest import TEMPLATE, THINKS, arguments, make_chat_model
 
 SHAPE = dict(
@@ -98,7 +100,7 @@ def played(policy, temperature=1.0):
     """Records of three episodes, in lockstep and of unequal lengths."""
     plays = [Play(task, task, ("models", task)) for task in env().tasks("train")[:3]]
     records = rollout(policy, env(), plays, temperature=temperature, max_response=9)
-    assign_advantages(records, env(), arguments())
+    assign_advantages(records, env())
     return records
 
 
@@ -328,7 +330,7 @@ def test_a_template_that_opens_the_thought_is_supported_the_responses_begin_with
     assert policy.opened == "<think>\n" and policy.tokenizer.decode(policy.encode_prompt("hello")).endswith("assistant\n<think>\n")
     response = policy.decode(policy.encode(ANSWER) + [2])
     assert env().parse(response, "chat") == ("look", True)
-    mask = common.action_token_mask(policy, {"response": response, "response_ids": policy.encode(ANSWER) + [2]})
+    mask = action_token_mask(policy, {"response": response, "response_ids": policy.encode(ANSWER) + [2], "valid": True})
     taught = [token for token, m in zip(policy.encode(ANSWER), mask) if m]
     assert "look" in policy.tokenizer.decode(taught) and 0 < len(taught) < 6
     assert all(step["response"].startswith("<think>\n") for record in played(policy) for step in record["steps"])
@@ -373,7 +375,7 @@ def test_tags_that_are_special_tokens_stay_in_the_text(tmp_path):
     ids = policy.encode("<think>a mug</think><action>look</action>") + [2]
     assert policy.tokenizer.convert_tokens_to_ids("<action>") in ids
     assert env().parse(policy.decode(ids), "chat") == ("look", True)
-    mask = common.action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids})
+    mask = action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids, "valid": True})
     assert policy.tokenizer.decode([i for i, m in zip(ids, mask) if m]) == "look"
 
 
@@ -384,7 +386,7 @@ def test_a_special_token_inside_an_action_is_no_token_of_its_text(chat_folder, s
     ids = policy.encode(text)
     inside = policy.tokenizer.convert_tokens_to_ids(special)
     assert inside in ids and policy.decode(ids) == text.replace(special, "")
-    mask = common.action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids})
+    mask = action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids, "valid": True})
     assert mask[ids.index(inside)] == 0
     assert policy.decode([i for i, m in zip(ids, mask) if m]).strip(" <>") == "go to cabinet 1"
 
