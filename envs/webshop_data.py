@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import UserError
+from envs import UserError, clean_text
 from envs.webshop_search import Index
 
 FORMAT = b"webshop-2"  # part of every cache key: change it with anything that `Catalogue.build` does
@@ -102,16 +102,9 @@ def find_files(data):
 
 # --- one product ---------------------------------------------------------------------------------------------------------------
 
-# Left out: control characters, the marks that turn the direction of a terminal line, and halves of surrogate pairs.
-_HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# Defused: tags that prompts and chat templates give a meaning to, such as </think>, <action>, <|im_end|> and </s>.
-_TAG = re.compile(r"<(?=\s*/?\s*(?:think|action|tool_\w+|s|bos|eos|pad|unk|\w+_of_turn)\b[^>]*>|\|)|(?<=\|)>", re.IGNORECASE)
-
-
 def clean(text):
-    """Text that can stand in a page, a prompt, a JSON line and a terminal.  The page separator and prompt tags lose their meaning."""
-    text = _HIDDEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
-    return _TAG.sub(lambda tag: "‹" if tag.group() == "<" else "›", text.replace("[SEP]", "(SEP)"))
+    """`clean_text` of several lines; the page separator loses its meaning, too."""
+    return clean_text(text, lines=True).replace("[SEP]", "(SEP)")
 
 
 @dataclass(slots=True)
