@@ -7,14 +7,13 @@
     5 update       GiGPO's loss, equations (9)-(11), and the pass over an iteration's rows (12)
     6 retrieval    which skills of a bank fit a task
 
-Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.  Records go to
-trajectories.jsonl, once.  Equation numbers are those of docs/method.md.  Nothing here knows an
-environment by name outside `make_env`, nor which policy it trains: the laptop's million parameters
-and a 7B model differ by arguments only.  What is not the method is in support/.
+Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.
+Equation numbers are those of docs/method.md.  What is not the method is in support/.  Nothing here
+knows an environment by name outside `make_env`, nor which policy it trains: the laptop's million
+parameters and a 7B model differ by arguments only.
 """
 
 import math
-import sys
 import zlib
 from collections import Counter, defaultdict
 from contextlib import nullcontext
@@ -25,13 +24,13 @@ from importlib import import_module
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from envs import UserError
 from support import chat, constrain, large, models, packing, parallel, training
 from support.files import rng
 from support.packing import Row
+from support.records import new_record, progress
 from support.sampler import Sampler, masked_log_softmax
 from support.text import tfidf
 
@@ -260,20 +259,7 @@ class Episode:
         self.now = self.world.reset(play.task_id)  # the Step that the agent sees
         self.history = []  # of (Step, action)
         self.ids = None  # of the last prompt and its response
-        self.record = {
-            "traj_id": "/".join(map(str, play.key)),
-            "group_id": play.group_id,
-            "task_id": play.task_id,
-            "task_type": env.task_type(play.task_id),
-            "task": self.world.task,
-            "condition": "skill" if play.skills else "plain",
-            "skill_ids": [skill["skill_id"] for skill in play.skills],
-            "skills": play.skills,
-            "success": False,
-            "score": 0.0,
-            "reward": 0.0,
-            "steps": [],
-        }
+        self.record = new_record(play, env.task_type(play.task_id), self.world.task)
 
     def prompt(self, policy):
         """Token ids of the next prompt."""
@@ -334,8 +320,7 @@ def rollout(
     A record is one line of trajectories.jsonl (docs/files-and-metrics.md) and has, in memory only,
     per step: prompt_ids, allowed, admissible.  UserError where memory runs out."""
     large.ready_to_sample(policy)  # the newest weights, where the sampler has a copy of its own
-    quiet = not sys.stderr.isatty() or parallel.rank() > 0
-    bar = tqdm(total=len(plays), desc=title, leave=False, disable=quiet)
+    bar = progress(len(plays), title)
 
     def share_of(plays):  # the records of this process's plays
         if policy.engine:
@@ -355,8 +340,7 @@ def play_together(policy, env, temperature, max_response, bar, plays):
     episodes = [Episode(env, play) for play in plays]
     # a stream for each episode: what it does depends neither on the batch nor on its order
     streams = {episode: rng(*episode.play.key) for episode in episodes}
-    sampler = Sampler(policy, len(episodes), temperature)
-    running = episodes
+    sampler, running = Sampler(policy, len(episodes), temperature), episodes
     while running:
         prompts = [episode.prompt(policy) for episode in running]  # token ids, a list per episode
         choices = [episode.choices(policy) for episode in running]

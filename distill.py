@@ -18,6 +18,7 @@ is needed.
 
 from bisect import bisect_left
 from collections import Counter
+from functools import partial
 
 from common import (
     Row,
@@ -43,7 +44,6 @@ from support.training import sampling_options, update_options
 
 PHASE = "distill"
 SHOW = 3  # active skills in a skill prompt, at most
-
 
 
 def best_skills(env, bank, task_id):
@@ -152,7 +152,7 @@ def lambda_at(k, lambda_max, k_warm):
 def main():
     parser = make_parser(
         __doc__,
-        minutes=by_preset(laptop=10, paper=None),
+        minutes=by_preset(laptop=10, paper=None),  # wall-clock of this phase
         iterations=by_preset(laptop=10_000, paper=50),
         # late in a phase few groups have a signal, but Adam's steps stay as long as ever
         lr_end=by_preset(laptop=0.1, paper=1.0),
@@ -175,8 +175,8 @@ def main():
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     source = finished_phase(args.source or f"runs/{args.run}/mine")
-    path = args.skills or source / "skills.jsonl"
-    state = {"bank": skills_file(path)}
+    path = args.skills or source / "skills.jsonl"  # the bank: any world's skills in these fields
+    state = {"bank": skills_file(path)}  # a checkpoint keeps it
     if not any(skill["status"] == "active" for skill in state["bank"]):
         raise UserError(f"no active skill in {path}: mine longer (--iterations of mine.py)")
     run = Run(args, PHASE, policy_folder(source), state, skills=path)
@@ -188,23 +188,22 @@ def main():
     for k in run.iterations():
         bank = state["bank"]
         chosen = sample_tasks(tasks, args.groups, rng(args.seed, PHASE, k, "tasks"))
+        # half of a group with the best skills in the prompt, the other half without
         plan = [(task_id, best_skills(env, bank, task_id)) for task_id in chosen]
         plays, shown = paired_groups(plan, args.group_size, args.seed, k, PHASE)
         with run.timed("rollout"):
             records = rollout(policy, env, plays, **sampling_options(args))
-        pairs = pair_effects(records, shown)  # (14)
+        pairs = pair_effects(records, shown)  # (14): a skill goes on proving itself
         credit_all(pairs, shown, k, args.n_eval, args.retire_after)  # (15), (16)
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
         with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             deltas = {pair["group_id"]: pair["delta"] for pair in pairs}
             twins, taught = plain_twins(policy, env, records, deltas, unit=unit)  # (17), (18)
+            # twins are further rows of the same mini-batches, next to their originals
             lam = lambda_at(k, args.lambda_max, args.k_warm)
+            loss = partial(siri_loss, lam=lam, beta=args.beta)  # (19), (20)
             rows, stream = rows_of(records) + twins, rng(args.seed, PHASE, k, "mini-batches")
-
-            def loss(tokens, lam=lam):
-                return siri_loss(tokens, lam, beta=args.beta)  # (19), (20)
-
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         metrics = losses | taught | {"lambda": lam}
         run.log(k, policy, optimizer, records, metrics, pairs, bank)

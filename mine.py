@@ -25,13 +25,10 @@ from scipy import stats
 
 from common import (
     Play,
-    Sampler,
     assign_advantages,
     gigpo_loss,
-    large,
     load_training,
     make_env,
-    parallel,
     retrieve,
     rollout,
     rows_of,
@@ -46,6 +43,7 @@ from support.runs import Run, finished_phase, policy_folder
 from support.text import words
 from support.traces import traced
 from support.training import sampling_options, update_options
+from support.writing import generate
 
 PHASE = "mine"
 POOL_ITERATIONS = 5  # W: iterations whose successes are mined
@@ -61,7 +59,7 @@ def choose_successes(pool, bank, asked, per_type=4):
     they were asked before.  A world of one task type, as WebShop, has three times as many."""
     if len({record["task_type"] for record in pool}) == 1:
         per_type = max(per_type, 12)
-    outcomes = defaultdict(set)
+    outcomes = defaultdict(set)  # group_id -> {True}, {False} or both
     for record in pool:
         outcomes[record["group_id"]].add(record["success"])
 
@@ -72,7 +70,9 @@ def choose_successes(pool, bank, asked, per_type=4):
         again = asked.count(record["traj_id"])
         return again, all_won, len(record["steps"]), record["traj_id"]  # the id fixes the order
 
+    # a skill episode's success says what the skill can do, not what the policy knows
     wins = [r for r in pool if r["success"] and r["condition"] == "plain"]
+    # retired skills leave room for new ones
     living = [skill for skill in bank if skill["status"] != "retired"]
     count = Counter(skill["task_type"] for skill in living)
     chosen, tasks = [], {task_id for skill in living for task_id in skill["source_task_ids"]}
@@ -87,36 +87,16 @@ def choose_successes(pool, bank, asked, per_type=4):
 def alike(a, b, threshold=0.8):
     """Whether two skills for the same kind of task say nearly the same: the Jaccard similarity of
     their sets of words is at least the threshold."""
+    # "when you heat a mug: open the fridge" -> {when, you, heat, a, mug, open, the, fridge}
     x, y = (set(words(f"{skill['condition']} {skill['strategy']}")) for skill in (a, b))
     return a["task_type"] == b["task_type"] and len(x & y) >= threshold * len(x | y)
-
-
-def generate(policy, prompts, keys, temperature, max_new, batch=64):
-    """Free text after each prompt (a string).  keys name a random stream each.  Returns strings."""
-    large.ready_to_sample(policy)
-    asked = [(policy.encode_prompt(text), key) for text, key in zip(prompts, keys)]
-    longest = max((len(ids) for ids, _ in asked), default=0)
-    if longest + max_new > policy.context:
-        found = f"a prompt of {longest} tokens asks for {max_new} more"
-        raise UserError(f"{found}, {policy.name} reads {policy.context}: lower --max-steps")
-
-    def write(asked):
-        if policy.engine:
-            return policy.engine.write(policy, asked, temperature, max_new)
-        written = []
-        for i in range(0, len(asked), batch):
-            ids, names = zip(*asked[i : i + batch])
-            sampler, free = Sampler(policy, len(ids), temperature), [None] * len(ids)
-            written += sampler.sample(list(ids), free, [rng(*name) for name in names], max_new)
-        return [response_ids for response_ids, _, _ in written]
-
-    return [policy.decode(ids) for ids in parallel.share(write, asked, keys)]
 
 
 def write_skills(policy, env, chosen, bank, k, seed, temperature=0.7, max_new=256):
     """Asks the policy for one skill per chosen success; returns (new candidates, refused answers).
 
     This runs before the iteration's update, so the policy *is* the frozen snapshot."""
+    # the transcript of a win, and what to write: the world's own words
     prompts = [env.summary_prompt(record, policy.style) for record in chosen]
     keys = [(seed, PHASE, k, "write", i) for i in range(len(chosen))]
     answers = generate(policy, prompts, keys, temperature, max_new)
@@ -127,12 +107,13 @@ def write_skills(policy, env, chosen, bank, k, seed, temperature=0.7, max_new=25
             # the world reads the answer: it refuses what is empty, too long, or cannot transfer
             # because it names "cabinet 3"
             skill |= env.parse_skill(answer, policy.style)
-            if skill["task_type"] is None:
+            if skill["task_type"] != record["task_type"]:
                 # where one kind of thing lies: so few games are for it that it proves nothing
                 raise ValueError("for one object only")
             if any(alike(skill, other) for other in bank + new):
                 raise ValueError("near duplicate")
         except ValueError as reason:
+            # nothing is lost: rejected.jsonl says what was written, and why it is no skill
             about = {"iteration": k, "traj_id": record["traj_id"]}
             refused.append(about | {"reason": str(reason), "answer": answer})
             continue
@@ -155,7 +136,7 @@ def pick(env, bank, task_id, lacks):
     fitting = [s for s in bank if s["status"] != "retired" and task_id not in s["source_task_ids"]]
     fitting = retrieve(fitting, task_text(env, task_id), env.task_type(task_id), len(bank))
     short = [skill for skill in fitting if lacks[skill["skill_id"]] > 0]
-    if short:
+    if short:  # one that looks good is proved first, so that phase 2 has it
         return [max(short, key=lambda skill: skill["utility"])]
     active = [skill for skill in fitting if skill["status"] == "active"]
     return (active or fitting)[:1]  # a candidate that has had its pairs is better than none
@@ -169,10 +150,10 @@ def plan_pairs(env, tasks, bank, n_groups, n_eval, stream):
     second half only those whose candidates lack pairs, so that one that won late catches up.
     Within a type games are drawn at random, and all episodes of a game are one group: the draw
     moves the mix of types, and no advantage."""
-    games = defaultdict(list)  # of a type, in random order
+    games = defaultdict(list)  # task_type -> task_ids, in random order
     for i in stream.permutation(len(tasks)):
         games[env.task_type(tasks[i])].append(tasks[i])
-    pairs, lacks = Counter(), Counter()
+    pairs, lacks = Counter(), Counter()  # by type; by skill
     for skill in bank:
         pairs[skill["task_type"]] += skill["n_eval"]
         if skill["status"] == "candidate":
@@ -198,10 +179,10 @@ def paired_groups(plan, group_size, seed, k, phase=PHASE):
     plan: (task_id, skills) per group.  Returns the plays, and group_id -> skills shown."""
     plays, shown = [], {}
     for g, (task_id, skills) in enumerate(plan):
-        group_id = f"{phase}-{k}-{g}"
+        group_id = f"{phase}-{k}-{g}"  # one group: the halves are compared with each other, too
         shown[group_id] = skills
         n_skill = group_size // 2 if skills else 0
-        for i in range(group_size):
+        for i in range(group_size):  # the world's start is the same for all of them
             in_prompt = skills if i < n_skill else []
             plays.append(Play(task_id, group_id, (seed, phase, k, g, i), in_prompt))
     return plays, shown
@@ -214,9 +195,10 @@ def pair_effects(records, shown):
     pairs = []
     for group_id, skills in shown.items():
         group = [record for record in records if record["group_id"] == group_id]
+        # S_i of both halves, such as [1, 1, 0, 1] and [0, 0, 1, 0]: D_g = .75 - .25
         s_skill = [int(r["success"]) for r in group if r["condition"] == "skill"]
         s_base = [int(r["success"]) for r in group if r["condition"] == "plain"]
-        if s_skill and s_base:
+        if s_skill and s_base:  # a group without a skill has no effect to measure
             pair = {key: group[0][key] for key in ("group_id", "task_id", "task_type", "task")}
             pair["skill_ids"] = [skill["skill_id"] for skill in skills]
             pair |= {"s_skill": s_skill, "s_base": s_base}
@@ -239,7 +221,7 @@ def effect_interval(deltas, least=0.25):
     >>> effect_interval([1.0, 1.0, 1.0, 1.0])    # 16 wins of 16 against none: exactly, .59 at least
     [1.0, 0.602, 1.0]
     """
-    n, mean = len(deltas), sum(deltas) / len(deltas)
+    n, mean = len(deltas), sum(deltas) / len(deltas)  # n pairs, their mean effect
     spread = max(least, np.std(deltas, ddof=1)) if n > 1 else math.inf  # one pair says nothing
     half = float(stats.t.ppf(0.975, max(1, n - 1)) * spread / math.sqrt(n))
     return [round(x, 3) for x in (mean, max(-1.0, mean - half), min(1.0, mean + half))]
@@ -261,7 +243,7 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     >>> skill["utility"], skill["status"]    # the mean of two pairs is above 0.05
     (0.25, 'active')
     """
-    before = skill["status"]
+    before = skill["status"]  # candidate or active
     skill["deltas"].append(round(pair["delta"], 4))
     skill["plain"].append(sum(pair["s_base"]) / len(pair["s_base"]))
     skill["n_eval"] += 1
@@ -269,12 +251,14 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     # them; with 1 / n until that is smaller the first five weigh alike
     a = max(ema, 1 / skill["n_eval"])
     skill["utility"] = (1 - a) * skill["utility"] + a * pair["delta"]
+    # updates in a row after which the skill looked harmful
     skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
     skill["updated_iter"] = k
     # (16) candidate -> active -> retired, none of it before N_eval pairs: three bad ones at the
     # start would end one in five of the skills with a true effect of +.1
     if skill["n_eval"] < n_eval:
         return False
+    # three times the pairs, and still not above tau: it will not be
     hopeless = skill["status"] == "candidate" and skill["n_eval"] >= 3 * n_eval
     if skill["status"] == "candidate" and skill["utility"] > tau_act:
         skill["status"], skill["promoted_n"] = "active", skill["n_eval"]
@@ -348,7 +332,7 @@ def main():
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
-    pool = warm_pool(source)
+    pool = warm_pool(source)  # records that skills may be written from
     # every skill ever written, and which successes were asked for one; a checkpoint keeps both
     state = {"bank": [], "asked": []}
     run = Run(args, PHASE, policy_folder(source), state)
@@ -361,7 +345,7 @@ def main():
 
     for k in run.iterations():
         bank = state["bank"]
-        if k % args.mine_every == 0:
+        if k % args.mine_every == 0:  # before the update: the policy is the frozen snapshot
             pool = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
             chosen = choose_successes(pool, bank, state["asked"], args.per_type)
             state["asked"] += [record["traj_id"] for record in chosen]

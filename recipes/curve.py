@@ -1,6 +1,6 @@
 """The README's curve: SIRI and GiGPO after warm-up, over seeds, from recorded points.
 
-    python recipes/curve.py          # docs/img/curve-light.svg and curve-dark.svg, of results/default
+    python recipes/curve.py     # docs/img/curve-light.svg and curve-dark.svg, of results/default
 
 recipes/compare.py draws all splits against all clocks; this is the one picture for a first look.
 """

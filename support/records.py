@@ -1,8 +1,36 @@
 """Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every phase has."""
 
+import sys
 from collections import defaultdict
 
 import numpy as np
+from tqdm import tqdm
+
+from support import parallel
+
+
+def new_record(play, task_type, task):
+    """The record of an episode that has not begun.  play: a common.Play; task: its goal sentence."""
+    return {
+        "traj_id": "/".join(map(str, play.key)),
+        "group_id": play.group_id,
+        "task_id": play.task_id,
+        "task_type": task_type,
+        "task": task,
+        "condition": "skill" if play.skills else "plain",
+        "skill_ids": [skill["skill_id"] for skill in play.skills],
+        "skills": play.skills,
+        "success": False,
+        "score": 0.0,
+        "reward": 0.0,
+        "steps": [],
+    }
+
+
+def progress(n, title):
+    """A progress bar over n episodes; none where nobody watches a terminal."""
+    quiet = not sys.stderr.isatty() or parallel.rank() > 0
+    return tqdm(total=n, desc=title, leave=False, disable=quiet)
 
 
 def for_file(record):
