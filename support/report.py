@@ -360,6 +360,7 @@ METRICS = {
     "valid_rate": ("share of well-formed responses", ""),
     "inadmissible_rate": ("share of actions that the world does not know in that state", ""),
     "truncated": ("prompts that lost history to fit, or episodes that ended because the context was full", ""),
+    "ended": ("how many episodes ended for which reason", ""),
     "cut_rate": ("share of responses that were cut off at the largest length", ""),
     "response_tokens": ("sampled tokens of the iteration", ""),
     "no_signal": ("share of groups that were won by all or by none: their episode advantages are 0", ""),
