@@ -29,6 +29,7 @@ from support import parallel
 from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, read_json, read_jsonl, skills_file, write_atomically, write_jsonl
 from support.models import check_model
+from support.report import write_report
 from support.runs import begun_with, check_sources, hold, mark, policy_folder, release
 
 GREEDY = 1e-4  # a temperature at which only the likeliest token is left
@@ -127,6 +128,8 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
             "valid_rate": float(np.mean([s["valid"] for s in r["steps"]])),
             "inadmissible_rate": float(np.mean([s["fails"] for s in r["steps"]])),
             "prompt_tokens": float(np.mean([len(s["prompt_ids"]) for s in r["steps"]])),
+            # the first try of each game can be read step by step, in the report beside those of other arms
+            **({"steps": [[s["observation"], s["action"]] for s in r["steps"]]} if play.key[-1] == 0 else {}),
         }
         for play, r in zip(plays, records)
     ]
@@ -291,7 +294,12 @@ def main():
     about = "arm that differences refer to (default: after warm-up, else the first)"
     group.add_argument("--baseline", type=text, help=about)
     group.add_argument("--out", type=text, help="output folder (default: runs/NAME/evaluate)")
+    about = "only write runs/NAME/report.html from what is there, also of a run in progress"
+    group.add_argument("--report", action="store_true", help=about)
     args = parse_args(parser)
+    if args.report:
+        print(f"written: {write_report(Path('runs') / args.run)}")
+        return
     if args.with_skills and not args.policy:
         raise UserError("--with-skills adds arms to those of --policy: name these, too (a run's own arms have its skills already)")
 
@@ -352,6 +360,8 @@ def main():
     print_table(rows, baseline)
     release(out)
     print(f"written: {path}, summary.json, success.png, types.png{', curves.png' if drawn else ''}")
+    if not args.policy:
+        print(f"the whole run in one page: {write_report(Path('runs') / args.run)}")
 
 
 if __name__ == "__main__":
