@@ -1,63 +1,86 @@
 """What at least two of the phases share, in reading order:
 
-    1 records      JSON lines, errors, random streams
+    1 worlds       the environment adapters: which world, which tasks
     2 policy       a causal language model with its prompts, and log-probs of sampled tokens
-    3 rollout      episodes and their records; sampler.py or vllm_engine.py give the responses
+    3 rollout      episodes in lockstep, and their records
     4 advantages   GiGPO, equations (1)-(8)
-    5 loss         equations (9)-(11) and (17)-(20), rows and merged sequences, `update`
-    6 skills       retrieval, and a skill's life (15)-(16)
-    7 run folder   arguments, checkpoints, resume
+    5 update       GiGPO's loss, equations (9)-(11), and the pass over an iteration's rows (12)
+    6 retrieval    which skills of a bank fit a task
 
-Equation numbers are those of README.md ("The method in equations").  task -> rollout -> records -> advantages -> rows -> update;
-records go to trajectories.jsonl on the way, once.  Nothing here knows an environment by name outside `make_env`, nor which policy
-it trains: the laptop's million parameters and a 7B model differ by arguments only.  What only large models need is elsewhere: large.py
-(LoRA, precision, saving), parallel.py (several processes), vllm_engine.py.
+Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.
+Equation numbers are those of docs/method.md.  What is not the method is in support/.  Nothing here
+knows an environment by name outside `make_env`, nor which policy it trains: the laptop's million
+parameters and a 7B model differ by arguments only.
 """
 
 import math
-import sys
 import zlib
-from bisect import bisect_left
 from collections import Counter, defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
+from functools import partial
 from importlib import import_module
 
 import numpy as np
 import torch
-from torch.utils.checkpoint import checkpoint
-from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from envs import FreeText, Step, UserError, action_span
-from support import large, parallel
+from envs import UserError
+from support import chat, constrain, large, models, packing, parallel, training
 from support.files import rng
-from support.runs import Run, for_file  # noqa: F401 (for_file: the phases' and tests')
-from support.sampler import Sampler, masked_log_softmax, next_of_words
+from support.packing import Row
+from support.records import new_record, progress
+from support.sampler import Sampler, masked_log_softmax
+from support.text import tfidf
+
+# ---- 1. worlds ---------------------------------------------------------------------------------
 
 
-def make_env(args):
-    """The environment named by --env; the only place in the method's code that knows one by name.  A class of your own: MODULE:CLASS."""
-    if args.env == "alfworld":
+def make_env(name, simulator="fast", max_steps=None):
+    """The environment of --env; the only place in the method's code that knows one by name.
+
+    name: alfworld, webshop, or MODULE:CLASS of your own (envs/__init__.py says what it must have).
+    simulator: of ALFWorld, fast (ours) or textworld (official).  UserError for an unknown name."""
+    if name == "alfworld":
         from envs.alfworld import AlfWorld
 
-        return AlfWorld(engine=args.simulator, max_steps=args.max_steps or 50)
-    if args.env == "webshop":
+        return AlfWorld(engine=simulator, max_steps=max_steps or 50)  # 50 and 15: the references'
+    if name == "webshop":
         from envs.webshop import WebShop
 
-        return WebShop(max_steps=args.max_steps or 15)
-    module, _, name = args.env.partition(":")
+        return WebShop(max_steps=max_steps or 15)
+    module, _, kind = name.partition(":")
     try:
-        return getattr(import_module(module), name)()
-    except Exception as error:  # whatever that module does when it is imported or called
-        reason = f"{error}" if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
-        raise UserError(f"--env {args.env}: expected alfworld or webshop, or MODULE:CLASS of your own ({reason})") from None
+        return getattr(import_module(module), kind)()
+    except (ImportError, AttributeError) as error:
+        expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
+        raise UserError(f"--env {name}: {expected} ({error})") from None
 
 
-# ---- 2. policy -----------------------------------------------------------------------------------------------------------------
+def is_held_out(task_id):
+    """1 training task in 20, fixed by its name, is never trained on: recipes are tuned there."""
+    return zlib.crc32(task_id.encode()) % 20 == 0
 
+
+def train_tasks(env):
+    """The tasks of the training split, without the held-out ones."""
+    return [task for task in env.tasks(env.split_names[0]) if not is_held_out(task)]
+
+
+def sample_tasks(tasks, n, stream):
+    """n tasks of an iteration, without repetition while there are enough."""
+    return [tasks[i] for i in stream.choice(len(tasks), n, replace=n > len(tasks))]
+
+
+def task_text(env, task_id):
+    """The goal sentence of a task, which a world tells only when it is begun."""
+    world = env.fork()
+    world.reset(task_id)
+    return world.task
+
+
+# ---- 2. policy ---------------------------------------------------------------------------------
 
 ACTION_ROOM = 32  # tokens that a stand-in's response takes at most
 
@@ -65,184 +88,157 @@ ACTION_ROOM = 32  # tokens that a stand-in's response takes at most
 class Policy:
     """A causal LM from a Hugging Face folder or hub name, and how it reads and writes text.
 
-    style       "chat" with a chat template, else "compact" (with "+note" where --note is on)
-    constrain   responses are sampled among those that env.responses offers, by masking all other tokens at every position; where that
-                is a FreeText, such as a search query, among the words that it may be made of.  The sampler keeps the tokens that were
-                possible with every token, and trainer and policy gradient use that same masked distribution: the gradient is exactly that
-                of the constrained policy, of a list and of free text alike."""
+    style       "chat" with a chat template, else "compact" (with "+note": the agent-side note)
+    constrain   responses are sampled among what env.responses offers, by masking all other tokens
+                at every position (support/constrain.py).  Stand-ins do; chat models are free."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
-        check_model(name)
+        models.check_model(name)
         self.name, self.device = str(name), device
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
-        self.model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype)).to(device).eval()
-        self.style = "chat" if self.tokenizer.chat_template else "compact+note" if note else "compact"
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        # no dropout, in updates neither: ratios start at 1
+        self.model = models.load_model(name, dtype, device)
+        compact = "compact+note" if note else "compact"
+        self.style = "chat" if self.tokenizer.chat_template else compact
         self.constrain = self.style != "chat" if constrain is None else constrain
-        self.eos_ids = {self.tokenizer.eos_token_id}
+        # a response ends at any of these: the tokenizer's and the model's own may differ
         configured = self.model.generation_config.eos_token_id
-        self.eos_ids |= set(configured if isinstance(configured, list) else [configured]) - {None}
-        self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9  # tokens of prompt and response
-        self.max_prompt = None  # tokens of a chat prompt; None: the environment's, and 4096 where there are skills
-        self.sampling = self.model  # the model that rollouts use; another copy where the trained one is sharded
-        self.lora, self.adapter_off, self.autocast, self.logit_chunk = False, False, nullcontext, None
-        self.engine = None  # vllm_engine.Engine, where that one samples
-        self.version, self.synced = 0, None  # counts optimizer steps; the last one that the copy for sampling has seen
-        self.action_ids = {}  # admissible action -> its token ids: the same strings come again and again
+        ends = configured if isinstance(configured, list) else [configured]
+        self.eos_ids = {self.tokenizer.eos_token_id, *ends} - {None}
+        # tokens of prompt and response together
+        self.context = models.context_of(self.model.config)
+        self.max_prompt = None  # tokens of a chat prompt; None: as the environment says
+        self.action_ids = {}  # response -> its tokens: the same strings come again and again
+        # special tokens are no text, neither what a prompt says nor what a response is read as
+        self.without_control = models.without_control(self.tokenizer)
+        self.dropped = models.dropped_ids(self.tokenizer) if self.style == "chat" else set()
+        self.opened = models.opened_by(self.tokenizer)  # "<think>" where a template writes it
+        # what support/ hangs on a policy
+        self.proved = set()  # dtypes in which saved weights were read again and compared
+        self.sampling = self.model  # another copy where the trained weights are sharded
+        self.engine = None  # vLLM, where it samples
+        self.lora, self.adapter_off, self.autocast = False, False, nullcontext
+        # targets whose logits exist at once: 1 GiB in float32
+        self.chunk = max(1, 2**28 // self.model.config.vocab_size)
+        self.version, self.synced = 0, None  # optimizer steps, and the last one the sampler saw
 
     def encode(self, text):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_prompt(self, text):
-        """Token ids of a whole prompt; chat models get it as one user turn through their own template."""
-        if self.style != "chat":
-            return self.encode(text)
-        turn = [{"role": "user", "content": text}]
-        # templates with a thinking mode (Qwen3) have it off: the prompt asks for its own, short <think> block
-        more = {"enable_thinking": False} if "enable_thinking" in str(self.tokenizer.chat_template) else {}
-        return self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, **more)["input_ids"]
+        """Token ids of a whole prompt; chat models get it as one user turn in their template."""
+        text = self.without_control(text)
+        return self.encode(models.render(self.tokenizer, text) if self.style == "chat" else text)
 
     def decode(self, ids):
-        return self.tokenizer.decode(ids, skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
-
-    def candidates(self, responses):
-        """What may be written, as a function from the response ids so far to the sorted ids that may follow ([]: it is complete); None
-        where responses are free.  responses: strings and FreeTexts, as env.responses gives them."""
-        if not self.constrain:
-            return None
-        unknown, free = self.tokenizer.unk_token_id, [r for r in responses if isinstance(r, FreeText)]
-        for text in responses:
-            if text not in self.action_ids:
-                parts = (text.start, *text.words) if isinstance(text, FreeText) else (text + "\n",)
-                self.action_ids[text] = [tuple(self.encode(part)) for part in parts]
-        whole = [self.action_ids[text][0] for text in responses if text not in free]
-        whole = [ids for ids in whole if unknown not in ids] or whole
-        end = self.encode("\n")[-1] if free else None
-
-        def follow(prefix):
-            n, prefix = len(prefix), tuple(prefix)
-            allowed = {ids[n] for ids in whole if n < len(ids) and ids[:n] == prefix}
-            for text in free:
-                start, *words = self.action_ids[text]
-                if n < len(start):
-                    allowed |= {start[n]} if start[:n] == prefix else set()
-                elif start == prefix[: len(start)]:
-                    allowed |= next_of_words(prefix[len(start) :], words, end, text.most)
-            return sorted(allowed)
-
-        return follow
+        """The text of a response, or of its first tokens; a chat model's end-of-turn is none."""
+        ids = [token for token in ids if token not in self.dropped]
+        return self.opened + self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
-        """(ids, truncated) of the prompt at a step.  before: ids of the previous prompt and response, which an append-only prompt
-        extends, so that sampled ids are never decoded and encoded again.
+        """(ids, truncated) of the prompt at a step.  history: list of (Step, action).
 
-        A chat prompt that is too long loses its history first, then the middle of the observation (the task may stand at its end), and
-        never the task or the actions.  UserError where it does not fit even so."""
-
-        def tokens(step, **less):
-            return self.encode_prompt(env.prompt(task, history, step, skills, self.style, **less))
-
+        before: ids of the previous prompt and response.  Where prompts only grow they are
+        extended, so that sampled ids are never decoded and encoded again: "go" + " to" may come
+        back as one token, and the policy would be trained on what it did not sample."""
+        if self.style == "chat":
+            most = max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
+            limit = self.max_prompt or most
+            return chat.fit_prompt(self.encode_prompt, env, task, history, step, skills, limit)
         more = env.continuation(history, step, self.style) if before is not None else None
-        ids = tokens(step) if more is None else before + self.encode(more)
-        if self.style != "chat":
-            if len(ids) + ACTION_ROOM > self.context:
-                raise UserError(f"a prompt has {len(ids)} tokens, which leaves no room for an action: {self.name} reads {self.context}")
-            return ids, False
-        limit = self.max_prompt or max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
-        if len(ids) <= limit:
-            return ids, False
-        for shown in (1, 0):
-            if len(ids := tokens(step, shown=shown)) <= limit:
-                return ids, True
-        keep = len(step.observation) // 2
-        while keep > len(task) + 20:
-            keep = keep * 3 // 4
-            short = f"{step.observation[:keep]} ... {step.observation[-keep:]}"
-            if len(ids := tokens(Step(short, step.admissible), shown=0)) <= limit:
-                return ids, True
-        raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
+        if more is not None:
+            ids = before + self.encode(more)
+        else:
+            ids = self.encode_prompt(env.prompt(task, history, step, skills, self.style))
+        if len(ids) + ACTION_ROOM > self.context:
+            found = f"a prompt has {len(ids)} tokens, which leaves no room for an action"
+            raise UserError(f"{found}: {self.name} reads {self.context}; lower --max-steps")
+        return ids, False
+
+    def candidates(self, responses):
+        """What may be said, as a function from the response ids so far to the ids that may follow;
+        None where responses are free."""
+        if not self.constrain:
+            return None
+        unknown = self.tokenizer.unk_token_id
+        return constrain.next_tokens(responses, self.encode, self.action_ids, unknown)
 
     def logits(self, model, hidden):
-        logits = model.get_output_embeddings()(hidden)
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return models.logits_of(model, hidden)
 
-    def save(self, folder, dtype=None):
-        """Writes a Hugging Face folder, in another dtype where one is given."""
-        large.save(self, folder, dtype)
-
-    def score(self, *asked):
-        """`score_tokens`, with the adapter off where this is a reference, as one forward pass of a sharded model."""
-        if self.adapter_off:
+    def logprobs(self, sequences, temperature=1.0):
+        """(N,) log-probs and (N,) entropies of all targets of the sequences, in their order."""
+        if self.adapter_off:  # a LoRA policy without its adapter is the reference policy, for free
             large.enable_adapter(self, False)
-        found = self.model.run(self.score_tokens, *asked) if hasattr(self.model, "run") else self.score_tokens(*asked)
+        ids, b, p = packing.padded(sequences, self.device)
+        allowed = [ids for s in sequences for ids in s.allowed]
+        # a sharded model gathers its layers as they are used: its own method has to be called
+        run = getattr(self.model, "run", lambda function, *args: function(*args))
+        found = run(self.score_tokens, ids, b, p, allowed, temperature)
         if self.adapter_off:
             large.enable_adapter(self, True)
         return found
 
     def score_tokens(self, ids, b, p, allowed, temperature):
-        """(N,) log-probs and entropies of the tokens ids[b, p] of a padded batch ids (B, T).  Logits exist for these N tokens only, and
-        for at most logit_chunk of them at once: more are computed in parts, and again in the backward pass."""
+        """Log-probs and entropies of the tokens ids[b, p]: ids (B, T), b and p (N,).
 
-        def part(hidden, targets, allowed):
-            logp = masked_log_softmax(self.logits(self.model, hidden) / temperature, allowed)  # (n, V)
-            return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+        Only these N tokens get logits: (B, T, V) of a 7B model's vocabulary would not fit."""
+
+        def score(hidden, tokens, allowed):
+            logits = self.logits(self.model, hidden) / temperature
+            logp = masked_log_softmax(logits, allowed)  # (n, V)
+            return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
 
         with self.autocast():
-            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[b, p - 1]  # (N, d): p is predicted at p - 1
-            chunk = self.logit_chunk or max(1, 2**28 // self.model.config.vocab_size)  # 1 GiB in float32
-            if len(p) <= chunk:
-                return part(hidden, ids[b, p], allowed)
-            cuts = range(0, len(p), chunk)
-            pieces = zip(hidden.split(chunk), ids[b, p].split(chunk), (allowed[i : i + chunk] for i in cuts))
-            logp, entropy = zip(*(checkpoint(part, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces))
-            return torch.cat(logp), torch.cat(entropy)
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            hidden, tokens = hidden[b, p - 1], ids[b, p]  # (N, d): token p is predicted at p - 1
+            return training.in_chunks(score, self.chunk, hidden, tokens, allowed)
 
-
-ENGINES = [None]
+    def save(self, folder, dtype=None):
+        """Writes a Hugging Face folder, in another dtype where one is given."""
+        large.save(self, folder, dtype)
 
 
 def load_policy(name, args, trained=False, reference=False):
-    """The policy of a folder or hub name as the arguments want it: to be trained, as the reference policy, or to be played only."""
+    """The policy of a folder or hub name as the arguments (support/cli.py) want it: to be trained,
+    as the reference policy, or to be played only."""
     sharded = parallel.sharded() and (trained or reference)
+    # weights that are trained are float32: steps of 1e-6 vanish in bfloat16
     dtype = "float32" if trained and not args.lora_rank else args.dtype
-    policy = Policy(name, "cpu" if sharded else args.device, dtype, args.note, args.constrain)
-    policy.max_prompt, policy.logit_chunk = args.max_prompt, getattr(args, "logit_chunk", None)
+    policy = Policy(name, "cpu" if sharded else args.device, dtype)
+    policy.max_prompt = args.max_prompt
     if trained:
         large.prepare_training(policy, args)
     if sharded:
         policy.device = args.device
         parallel.shard(policy.model, getattr(torch, args.dtype), args.device)
     if args.engine == "vllm" and not reference:
-        from support.vllm_engine import Engine  # the only place that needs vLLM
+        from support import vllm_engine  # the only place that needs vLLM
 
-        ENGINES[0] = policy.engine = ENGINES[0] or Engine(policy, args)  # one in a process: evaluate.py has several policies
-    elif sharded and trained:
-        policy.sampling = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, args.dtype)).to(args.device).eval()
+        policy.engine = vllm_engine.engine_for(policy, args)
+    elif sharded and trained:  # shards cannot sample: a second copy, in one piece
+        policy.sampling = models.load_model(name, args.dtype, args.device)
+    # sampler, trainer and the model's own forward agree, or it is refused here
+    models.self_check(policy, None if policy.engine or reference else Sampler(policy, 2))
     return policy
 
 
-def check_model(name, args=None):
-    """UserError unless `name` is a local folder or hub model with a causal LM that the prompts are made for, and whose context holds
-    --max-prompt and --max-response tokens.  Cheap: reads config and tokenizer only."""
-    try:
-        config, tokenizer = AutoConfig.from_pretrained(name), AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name ({reason})") from None
-    if not any("CausalLM" in kind for kind in config.architectures or []):
-        raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
-    # without a template it has to be a stand-in: these know a few thousand tokens, those of their world; base models know ten times more
-    if not tokenizer.chat_template and len(tokenizer) > 10_000:
-        raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, or a stand-in of tiny/")
-    if args and args.engine == "vllm" and not tokenizer.chat_template:
-        raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: use --engine transformers")
-    context = getattr(config, "max_position_embeddings", None)
-    if args and tokenizer.chat_template and context and (longest := (args.max_prompt or 4096) + args.max_response) > context:
-        room = context - args.max_response
-        fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
-        raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: lower {fix}")
+def load_training(weights, source, args):
+    """(policy, ref_policy, optimizer) of a phase.  weights: a checkpoint's, or the source's again;
+    source: what the phase starts from, which stays the reference of (10)."""
+    policy = load_policy(source if args.lora_rank else weights, args, trained=True)
+    ref_policy = None  # without a KL term none is kept
+    if args.beta > 0 and args.lora_rank:
+        ref_policy = large.without_adapter(policy)
+    elif args.beta > 0:
+        ref_policy = load_policy(source, args, reference=True)
+    # (12) AdamW; a fresh one in every phase, for the control as for SIRI
+    parameters, betas = large.trained(policy), (0.9, 0.999)
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=betas, weight_decay=0.01)
+    return policy, ref_policy, optimizer
 
 
-# ---- 3. rollout ----------------------------------------------------------------------------------------------------------------
+# ---- 3. rollout --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -260,130 +256,116 @@ class Episode:
 
     def __init__(self, env, play):
         self.env, self.play, self.world = env, play, env.fork()
-        self.now = self.world.reset(play.task_id)
-        self.history, self.ids = [], None
-        self.record = new_record(env, play, self.world)
+        self.now = self.world.reset(play.task_id)  # the Step that the agent sees
+        self.history = []  # of (Step, action)
+        self.ids = None  # of the last prompt and its response
+        self.record = new_record(play, env.task_type(play.task_id), self.world.task)
 
     def prompt(self, policy):
         """Token ids of the next prompt."""
-        self.ids, self.cut = policy.prompt_ids(self.env, self.world.task, self.history, self.now, self.play.skills, self.ids)
+        self.ids, self.truncated = policy.prompt_ids(
+            self.env, self.world.task, self.history, self.now, self.play.skills, self.ids
+        )
         return self.ids
 
-    def answer(self, policy, response_ids, logprobs, allowed):
-        """Plays a response to that prompt, and writes the step down; True when the episode is over."""
+    def choices(self, policy):
+        """What may be said now; None where responses are free."""
+        return policy.candidates(self.env.responses(self.now, policy.style))
+
+    def step(self, policy, response_ids, logprobs, allowed):
+        """Plays a response to the last prompt and writes the step down; True: it was the last."""
         response = policy.decode(response_ids)
         action, valid = self.env.parse(response, policy.style, self.now)
-        before, self.now = self.now, self.world.step(action)
+        seen, self.now = self.now, self.world.step(action)  # the world moves here
+        self.history.append((seen, action))
+        prompt_ids, self.ids = self.ids, self.ids + response_ids
+        # a prompt that would outgrow the context ends the episode, as the step limit does
+        full = not self.now.done and self.is_full(policy)
         self.record["steps"].append(
             {
-                "t": len(self.history),
-                "observation": before.observation,
-                "admissible": before.admissible,
-                "prompt_ids": self.ids,
+                "t": len(self.history) - 1,
+                "observation": seen.observation,
+                "admissible": seen.admissible,
+                "prompt_ids": prompt_ids,
                 "response": response,
                 "response_ids": response_ids,
                 "logprobs": logprobs,
                 "allowed": allowed,
                 "action": action,
-                "valid": valid,
-                "fails": not self.env.is_admissible(action, before),
-                "truncated": self.cut,
+                "valid": valid,  # well-formed (v); whether the world knows the action is not in it
+                "fails": not self.env.is_admissible(action, seen),
+                "truncated": self.truncated or full,
                 "reward": self.now.reward,
             }
         )
-        self.history.append((before, action))
-        self.ids = self.ids + response_ids
-        full = False  # an append-only prompt that would outgrow the model's context ends the episode, as the step limit does
-        if policy.style != "chat" and len(self.ids) > policy.context // 2:
-            more = self.env.continuation(self.history, self.now, policy.style)
-            full = len(self.ids) + len(policy.encode(more)) + ACTION_ROOM > policy.context
-        over = self.now.done or full
-        self.record["steps"][-1]["truncated"] = self.cut or (full and not self.now.done)
-        if over:
-            self.record.update(success=bool(self.now.won), score=self.now.score, final_observation=self.now.observation)
+        if self.now.done or full:
+            self.record["success"], self.record["score"] = bool(self.now.won), self.now.score
+            self.record["final_observation"] = self.now.observation
             self.record["reward"] = sum(step["reward"] for step in self.record["steps"])
-        return over
+        return self.now.done or full
+
+    def is_full(self, policy):
+        """Whether an append-only prompt has no room left for another action."""
+        if policy.style == "chat" or len(self.ids) <= policy.context // 2:
+            return False  # chat prompts are cut to fit; short ones need not be counted
+        more = self.env.continuation(self.history, self.now, policy.style)
+        return len(self.ids) + len(policy.encode(more)) + ACTION_ROOM > policy.context
 
 
-def rollout(policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout"):
-    """Plays all episodes, at most `batch` at a time, shared by processes and `threads`; returns their records in the order of `plays`.
+def rollout(
+    policy, env, plays, temperature=1.0, batch=128, max_response=512, threads=1, title="rollout",
+):  # fmt: skip
+    """Plays all episodes, at most `batch` at a time; returns their records in the order of plays.
 
-    A record is one line of trajectories.jsonl (README, "Files") and, in memory only, per step: prompt_ids, allowed, admissible."""
-    large.ready_to_sample(policy)
-    bar = tqdm(total=len(plays), desc=title, leave=False, disable=not sys.stderr.isatty() or parallel.rank() > 0)
+    A record is one line of trajectories.jsonl (docs/files-and-metrics.md) and has, in memory only,
+    per step: prompt_ids, allowed, admissible.  UserError where memory runs out."""
+    large.ready_to_sample(policy)  # the newest weights, where the sampler has a copy of its own
+    bar = progress(len(plays), title)
 
-    def play(plays):
+    def share_of(plays):  # the records of this process's plays
         if policy.engine:
-            return policy.engine.play(policy, [Episode(env, play) for play in plays], temperature, batch, max_response, bar)
+            episodes = [Episode(env, play) for play in plays]
+            return policy.engine.play(policy, episodes, temperature, batch, max_response, bar)
         size = max(1, min(batch, math.ceil(len(plays) / threads)))
-        parts = [plays[first : first + size] for first in range(0, len(plays), size)]
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                return sum(pool.map(lambda part: play_together(policy, env, part, temperature, max_response, bar), parts), [])
-            except torch.OutOfMemoryError:
-                raise UserError(f"out of memory with {size} episodes at a time: lower --rollout-batch to {size // 2}") from None
+        parts = [plays[i : i + size] for i in range(0, len(plays), size)]
+        lockstep = partial(play_together, policy, env, temperature, max_response, bar)
+        return training.in_threads(lockstep, parts, threads)
 
-    with bar:
-        return parallel.share(play, plays, [play.group_id for play in plays])
+    with bar:  # groups are dealt to processes whole
+        return parallel.share(share_of, plays, [play.group_id for play in plays])
 
 
-def play_together(policy, env, plays, temperature, max_response, bar):
-    """Plays episodes in lockstep, one batched response a step."""
+def play_together(policy, env, temperature, max_response, bar, plays):
+    """Plays episodes in lockstep, one batched response a step; returns their records."""
     episodes = [Episode(env, play) for play in plays]
-    streams = {e: rng(*e.play.key) for e in episodes}
-    alive, sampler = episodes, Sampler(policy, len(episodes), temperature)
-    while alive:
-        prompts, choices = [e.prompt(policy) for e in alive], [policy.candidates(env.responses(e.now, policy.style)) for e in alive]
-        answers = sampler.sample(prompts, choices, [streams[e] for e in alive], max_response)
-        still = [k for k, (e, answer) in enumerate(zip(alive, answers)) if not e.answer(policy, *answer)]
-        bar.update(len(alive) - len(still))
-        alive = [alive[k] for k in sampler.keep(still)]
-    return [e.record for e in episodes]
+    # a stream for each episode: what it does depends neither on the batch nor on its order
+    streams = {episode: rng(*episode.play.key) for episode in episodes}
+    sampler, running = Sampler(policy, len(episodes), temperature), episodes
+    while running:
+        prompts = [episode.prompt(policy) for episode in running]  # token ids, a list per episode
+        choices = [episode.choices(policy) for episode in running]
+        draws = [streams[episode] for episode in running]
+        answers = sampler.sample(prompts, choices, draws, max_response)
+        unfinished = []  # rows
+        for row, (episode, answer) in enumerate(zip(running, answers)):
+            over = episode.step(policy, *answer)  # (response_ids, logprobs, allowed)
+            if not over:
+                unfinished.append(row)
+        bar.update(len(running) - len(unfinished))
+        # rows of the KV cache fill the gaps, and the episodes follow in that order
+        running = [running[row] for row in sampler.keep(unfinished)]
+    return [episode.record for episode in episodes]
 
 
-def new_record(env, play, world):
-    return {
-        "traj_id": "/".join(map(str, play.key)),
-        "group_id": play.group_id,
-        "task_id": play.task_id,
-        "task_type": env.task_type(play.task_id),
-        "task": world.task,
-        "condition": "skill" if play.skills else "plain",
-        "skill_ids": [skill["skill_id"] for skill in play.skills],
-        "skills": play.skills,
-        "success": False,
-        "score": 0.0,
-        "reward": 0.0,
-        "steps": [],
-    }
-
-
-def generate(policy, prompts, keys, temperature, max_new, batch=64):
-    """Free text after each prompt (a string): used to write skills.  Returns the decoded responses."""
-    large.ready_to_sample(policy)
-    asked = [(policy.encode_prompt(text), key) for text, key in zip(prompts, keys)]
-    longest = max((len(ids) for ids, _ in asked), default=0)
-    if longest + max_new > policy.context:
-        raise UserError(f"a prompt of {longest} tokens asks for {max_new} more, {policy.name} reads {policy.context}: lower --max-steps")
-
-    def write(asked):
-        if policy.engine:
-            return policy.engine.write(policy, asked, temperature, max_new)
-        texts = []
-        for first in range(0, len(asked), batch):
-            part, names = zip(*asked[first : first + batch])
-            sampler = Sampler(policy, len(part), temperature)
-            texts += sampler.sample(list(part), [None] * len(part), [rng(*key) for key in names], max_new)
-        return [ids for ids, _, _ in texts]
-
-    return [policy.decode(ids) for ids in parallel.share(write, asked, keys)]
-
-
-# ---- 4. advantages: GiGPO, equations (1)-(8) -----------------------------------------------------------------------------------
+# ---- 4. advantages: GiGPO, equations (1)-(8) ---------------------------------------------------
 
 
 def discounted_returns(rewards, gamma):
-    """(1) Q_t = r_t + gamma Q_{t+1}."""
+    """(1) Q_t = r_t + gamma Q_{t+1}, from the end.
+
+    >>> discounted_returns([0, 0, 10], gamma=0.5)
+    [2.5, 5.0, 10.0]
+    """
     returns, q = [], 0.0
     for reward in reversed(rewards):
         q = reward + gamma * q
@@ -392,460 +374,277 @@ def discounted_returns(rewards, gamma):
 
 
 def normalise(values, mode, eps, sample=None):
-    """(value - mean) / (std + eps) with divisor n - 1, or without the division for mode mean_norm; statistics of `sample` (default: the
-    values themselves), in float64, where a std below 1e-8 is noise and counts as 0 (A8)."""
+    """(8) (value - mean) / (std + eps) with divisor n - 1; mode mean_norm leaves out the division.
+
+    Statistics are those of `sample` (default: the values themselves), in float64: in float32 a
+    group of equal scores gives small advantages out of nothing (ambiguity A8)."""
     values = np.asarray(values, dtype=np.float64)
     sample = values if sample is None else np.asarray(sample, dtype=np.float64)
     centred = values - sample.mean()
     if mode == "mean_norm" or len(sample) < 2:
         return centred
     std = sample.std(ddof=1)
-    return centred / (std + eps) if std > 1e-8 else np.zeros_like(centred)
+    if std < 1e-8:  # rounding, not a difference
+        return np.zeros_like(centred)
+    return centred / (std + eps)
 
 
 def anchor_groups(anchors, similarity=1.0):
-    """(5) An anchor-state label per row: equal strings by hash; with similarity < 1 a row joins the first cluster whose first member
-    is at least that similar (difflib ratio)."""
-    labels, firsts = [], {}
+    """(5) A label per row, the same for rows in the same anchor state.
+
+    Equal strings by hash; with similarity < 1 a row joins the first group whose first member is at
+    least that similar (difflib's ratio), as for free text."""
+    labels, label_of = [], {}  # label_of: anchor -> label, first members first
     for anchor in anchors:
-        if anchor not in firsts:
-            alike = (a for a in firsts if similarity < 1 and SequenceMatcher(None, a, anchor).ratio() >= similarity)
-            twin = next(alike, None)
-            firsts[anchor] = firsts[twin] if twin is not None else len(set(firsts.values()))
-        labels.append(firsts[anchor])
+        if anchor not in label_of:
+            label_of[anchor] = len(set(label_of.values()))  # a new group, unless
+            for known in list(label_of)[:-1] if similarity < 1 else ():
+                if SequenceMatcher(None, known, anchor).ratio() >= similarity:
+                    label_of[anchor] = label_of[known]
+                    break
+        labels.append(label_of[anchor])
     return labels
 
 
 def gigpo_advantages(
-    episodes, gamma=0.95, omega=1.0, invalid_cost=0.1, mode="mean_std_norm", episode_stats="rows", similarity=1.0, eps=1e-6
-):
+    episodes, gamma=0.95, omega=1.0, invalid_cost=0.1, mode="mean_std_norm", episode_stats="rows",
+    similarity=1.0, eps=1e-6,
+):  # fmt: skip
     """Group-in-group advantages, equations (1)-(8) (GiGPO, arXiv 2505.10978).
 
-    episodes: list of {"group", "rewards", "valid", "anchors"}, the last three with one entry a step.  Returns a list per row (steps of
-    the first episode, then of the second, ...) of dicts: step_return, row_score, anchor (group, label), anchor_size,
-    episode_advantage, step_advantage, advantage.  episode_stats: "rows" as the reference code, "trajectories" as the paper (A4)."""
+    episodes: dicts with "group", and "rewards", "valid", "anchors" with one entry a step.
+    episode_stats: "rows" as the reference code, "trajectories" as the paper (ambiguity A4).
+    Returns a dict per row, steps of the first episode, then of the second, ...: step_return,
+    row_score, anchor, anchor_size, episode_advantage, step_advantage, advantage.
+
+    A win in two steps (states s, a) and a loss in one (s).  Row scores are 10, 10, 0: mean 6.67,
+    std 5.77.  State s was seen twice, with returns 9.5 and 0: mean 4.75, std 6.72; a only once.
+
+    >>> win = {"group": 1, "rewards": [0, 10], "valid": [1, 1], "anchors": ["s", "a"]}
+    >>> loss = {"group": 1, "rewards": [0], "valid": [1], "anchors": ["s"]}
+    >>> for row in gigpo_advantages([win, loss]):
+    ...     parts = row["episode_advantage"], row["step_advantage"], row["advantage"]
+    ...     print("{:+.3f} {:+.3f} = {:+.3f}".format(*parts))
+    +0.577 +0.707 = +1.284
+    +0.577 +0.000 = +0.577
+    -1.155 -0.707 = -1.862
+    """
     rows, groups = [], defaultdict(list)
     for e, episode in enumerate(episodes):
-        returns = discounted_returns(episode["rewards"], gamma)  # (1) on environment rewards only
+        returns = discounted_returns(episode["rewards"], gamma)  # (1), without the penalty
         for t, (q, valid, anchor) in enumerate(zip(returns, episode["valid"], episode["anchors"])):
-            penalty = invalid_cost * (not valid)
-            score = sum(episode["rewards"]) - penalty  # (3) e_{i,t}: the whole episode's return, in every row
-            rows.append({"episode": e, "t": t, "step_return": q - penalty, "row_score": score, "anchor": anchor})  # (2)
-            groups[episode["group"]].append(rows[-1])
+            penalty = invalid_cost * (not valid)  # of this row only
+            row = {"episode": e, "t": t, "anchor": anchor}
+            row["step_return"] = q - penalty  # (2) q_{i,t}
+            row["row_score"] = sum(episode["rewards"]) - penalty  # (3) e_{i,t}: R_i in every row
+            rows.append(row)
+            groups[episode["group"]].append(row)
     for name, group in groups.items():
         # (4) the *episode advantage*: how good the whole try was within its group
         scores = [row["row_score"] for row in group]
-        sample = scores if episode_stats == "rows" else [row["row_score"] for row in group if row["t"] == 0]
-        # a single score passes through raw (mean 0, std 1)
-        episode_advantages = normalise(scores, mode, eps, sample) if len(sample) > 1 else scores
-        # (5), (6) the *step advantage*: how good a step was among all visits of the same state in the group
+        sample = scores
+        if episode_stats == "trajectories":  # one value an episode; else long ones weigh more
+            sample = [row["row_score"] for row in group if row["t"] == 0]
+        # a single score passes through raw: mean 0, std 1
+        in_episode = normalise(scores, mode, eps, sample) if len(sample) > 1 else scores
+        # (5) visits of the same state; never across groups, where the task differs
         labels = anchor_groups([row["anchor"] for row in group], similarity)
-        members = defaultdict(list)
-        for row, label, episode_advantage in zip(group, labels, episode_advantages):
+        visits = defaultdict(list)
+        for row, label, advantage in zip(group, labels, in_episode):
             row["anchor"] = (name, label)
-            row["episode_advantage"] = float(episode_advantage)
-            members[label].append(row)
-        for same in members.values():
-            for row, step_advantage in zip(same, normalise([row["step_return"] for row in same], mode, eps)):
+            row["episode_advantage"] = float(advantage)
+            visits[label].append(row)
+        # (6) the *step advantage*: how good this step was among all visits of its state
+        for same in visits.values():
+            in_step = normalise([row["step_return"] for row in same], mode, eps)
+            for row, advantage in zip(same, in_step):
                 row["anchor_size"] = len(same)
-                row["step_advantage"] = float(step_advantage)
-                row["advantage"] = row["episode_advantage"] + omega * row["step_advantage"]  # (7)
+                row["step_advantage"] = float(advantage)  # 0 where nobody else came by
+                # (7) A = A^E + omega A^S, for every response token of the row alike
+                row["advantage"] = row["episode_advantage"] + omega * row["step_advantage"]
     return rows
 
 
-def assign_advantages(records, env, args):
-    """Writes episode_advantage, step_advantage, advantage and anchor_size into every step of the records; returns statistics."""
-    episodes = [
-        {
-            # plain and skill episodes of one task are one group, so that beating the plain twins counts (adv_pool separate: not)
-            "group": (r["group_id"], r["condition"] if args.adv_pool == "separate" else ""),
-            "rewards": [step["reward"] for step in r["steps"]],
-            "valid": [step["valid"] for step in r["steps"]],
-            "anchors": [env.anchor(step["observation"]) for step in r["steps"]],
-        }
-        for r in records
-    ]
-    rows = gigpo_advantages(
-        episodes, args.gamma, args.omega, args.invalid_cost, args.adv_mode, args.episode_stats, args.anchor_similarity
-    )
-    for row in rows:
+def assign_advantages(records, env, **method):
+    """Writes (4), (6), (7) and the size of its anchor group into every step of the records.
+
+    method: keywords of gigpo_advantages."""
+    episodes = []
+    for record in records:
+        steps = record["steps"]
+        episodes.append(
+            {
+                # plain and skill episodes of a task are one group: where all skill episodes win
+                # and all plain ones lose, only so the winners get an advantage
+                "group": record["group_id"],
+                "rewards": [step["reward"] for step in steps],
+                "valid": [step["valid"] for step in steps],
+                "anchors": [env.anchor(step["observation"]) for step in steps],
+            }
+        )
+    for row in gigpo_advantages(episodes, **method):
         step = records[row["episode"]]["steps"][row["t"]]
-        step.update({key: row[key] for key in ("episode_advantage", "step_advantage", "advantage", "anchor_size")})
-    outcomes = defaultdict(set)
-    for r in records:
-        outcomes[r["group_id"]].add(r["success"])
-    advantages = np.array([row["advantage"] for row in rows])
-    return {
-        "no_signal": float(np.mean([len(o) == 1 for o in outcomes.values()])),  # groups of wins only or losses only
-        "advantage_std": float(advantages.std()),
-        "advantage_max": float(np.abs(advantages).max()),
-        "anchor_size": float(np.mean([row["anchor_size"] for row in rows])),
-        "anchor_shared": float(np.mean([row["anchor_size"] > 1 for row in rows])),
-    }
+        for key in ("episode_advantage", "step_advantage", "advantage", "anchor_size"):
+            step[key] = row[key]
 
 
-# ---- 5. loss -------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Row:
-    """One (episode, step): one prompt and one response, the unit of training."""
-
-    prompt_ids: list
-    response_ids: list
-    logprobs: list  # of the sampler
-    allowed: list  # per response token: the token ids that were possible, None for all
-    advantage: float = 0.0
-    rl: bool = True  # enters L_PG, KL and entropy; a plain-prompt twin does not
-    weights: list | None = None  # M w per response token for L_int (17)-(18); None: not taught
-    gated: int = 0  # sum of M over the response's tokens
-    episode: int = 0  # rows of one episode, and their twins, stay in one mini-batch
+# ---- 5. update: GiGPO's loss, equations (9)-(12) -----------------------------------------------
 
 
 def rows_of(records):
     """The rows of all records, each under the prompt that it was sampled with."""
-    return [
-        Row(s["prompt_ids"], s["response_ids"], s["logprobs"], s["allowed"], s["advantage"], episode=e)
-        for e, record in enumerate(records)
-        for s in record["steps"]
-    ]
-
-
-def prompts_of(policy, env, record, skills):
-    """The prompts (token ids) of an episode's steps as they are with other skills: same states, history and responses."""
-    prompts, history, ids = [], [], None
-    for s in record["steps"]:
-        now = Step(s["observation"], s["admissible"])
-        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
-        prompts.append(ids)
-        ids = ids + s["response_ids"]
-        history.append((now, s["action"]))
-    return prompts
-
-
-def action_token_mask(policy, step):
-    """Per response token 1 where it holds a part of the action's text (17), also of a single character: byte-level tokens may begin and
-    end inside one.  Prefixes are decoded, and a broken character at a prefix's end shows as U+FFFD, one character like the whole one."""
-    ids, text = step["response_ids"], step["response"]
-    first, last = action_span(text, policy.style)
-    if first >= last:
-        return [0] * len(ids)
-    tokens = range(len(ids))  # both searches are for the first token that a condition holds for
-    begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
-    end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    rows = []
+    for e, record in enumerate(records):
+        for s in record["steps"]:
+            sampled = (s["prompt_ids"], s["response_ids"], s["logprobs"], s["allowed"])
+            rows.append(Row(*sampled, advantage=s["advantage"], episode=e))
+    return rows
 
 
 @dataclass
-class Sequence:
-    """Token ids with several response spans, and one entry per *target*: a response token where there was a choice."""
+class Tokens:
+    """The N targets of a micro-batch, what a loss is made of.  Every tensor is (N,)."""
 
-    ids: list
-    positions: list = field(default_factory=list)  # of the target in ids
-    allowed: list = field(default_factory=list)
-    advantages: list = field(default_factory=list)
-    rl: list = field(default_factory=list)
-    weights: list = field(default_factory=list)
-    logprobs: list = field(default_factory=list)  # of the sampler; replaced by the trainer's own with --old-logprobs trainer
-    trust: list = field(default_factory=list)  # truncated importance weights, see `trainer_logprobs`
-
-
-def merge_prefixes(rows):
-    """Joins rows whose prompt begins with the previous row's prompt and response into one sequence: an append-only episode costs one
-    forward pass.  Other rows stay by themselves.  Gradients are the same either way."""
-    sequences = []
-    for row in rows:
-        start = sequences[-1].ids if sequences else None
-        if start is not None and len(row.prompt_ids) >= len(start) and row.prompt_ids[: len(start)] == start:
-            one = sequences[-1]
-        else:
-            one = Sequence([])
-            sequences.append(one)
-        first = len(row.prompt_ids)
-        one.ids = row.prompt_ids + row.response_ids
-        weights = row.weights or [0.0] * len(row.response_ids)
-        for j, (allowed, logprob, weight) in enumerate(zip(row.allowed, row.logprobs, weights)):
-            if allowed is not None and len(allowed) == 1:
-                continue  # probability 1 whatever the policy does: no gradient, KL and entropy 0; still counted in the token means
-            one.positions.append(first + j)
-            one.allowed.append(allowed)
-            one.advantages.append(row.advantage)
-            one.rl.append(row.rl)
-            one.weights.append(weight)
-            one.logprobs.append(logprob)
-            one.trust.append(1.0)
-    return sequences
+    logprobs: torch.Tensor  # log pi_theta(y); the only one with a gradient, beside the entropy
+    entropy: torch.Tensor  # of the distribution at that token
+    old_logprobs: torch.Tensor  # log pi_old(y)
+    ref_logprobs: torch.Tensor | None  # log pi_ref(y); None without a reference policy
+    advantages: torch.Tensor  # A of the token's row, (7)
+    rl: torch.Tensor  # 1 for sampled rows; 0 for plain-prompt twins, which only L_int sees
+    weights: torch.Tensor  # M w of (17), (18); 0 where nothing is taught
+    tis_weights: torch.Tensor  # min(pi_old / pi_sampler, 2): see training.old_logprobs
+    n_tokens: int = 1  # response tokens under RL of the whole mini-batch
+    n_taught: int = 1  # sum M of the whole mini-batch
 
 
-def token_logprobs(policy, sequences, temperature=1.0):
-    """Log-probs and entropies (N,) of all targets of the sequences, in order, under the policy as it samples."""
-    length = max(len(s.ids) for s in sequences)
-    ids = torch.tensor([s.ids + [0] * (length - len(s.ids)) for s in sequences], device=policy.device)  # right padding: causal
-    where = [(b, p) for b, s in enumerate(sequences) for p in s.positions]
-    b, p = (torch.tensor(part, device=policy.device) for part in zip(*where))
-    return policy.score(ids, b, p, [a for s in sequences for a in s.allowed], temperature)
+def score(policy, sequences, temperature=1.0, ref_policy=None):
+    """The Tokens of some sequences under the policy, and under the reference where there is one."""
+    logprobs, entropy = policy.logprobs(sequences, temperature)
+    ref_logprobs = None
+    if ref_policy is not None:
+        with torch.no_grad():
+            ref_logprobs, _ = ref_policy.logprobs(sequences, temperature)
+    names = ("old_logprobs", "advantages", "rl", "weights", "tis_weights")
+    kept = {name: packing.per_target(sequences, name, logprobs) for name in names}
+    return Tokens(logprobs, entropy, ref_logprobs=ref_logprobs, **kept)
 
 
 def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2, dual_clip=3.0):
-    """(9) per token, with the clipped and dual-clipped masks: l = max(-A rho, -A clip(rho)); where A < 0 at most -A C."""
-    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()
-    plain, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
-    loss = torch.maximum(plain, clipped)
+    """(9) per token: l = max(-A rho, -A clip(rho, 1 - lo, 1 + hi)); where A < 0, l = min(l, -A C).
+
+    All tensors are (N,).  Returns l and two masks: where the clip took the gradient away, and
+    where the dual clip did: a token that went wrong and became much more likely would otherwise
+    have a loss without bound."""
+    ratio = (logprobs - old_logprobs).clamp(-20, 20).exp()  # rho
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - clip_low, 1 + clip_high)
+    loss = torch.maximum(unclipped, clipped)
     capped = torch.minimum(loss, -advantages * dual_clip)
-    return torch.where(advantages < 0, capped, loss), clipped > plain, (advantages < 0) & (capped < loss)
+    is_capped = (advantages < 0) & (capped < loss)
+    return torch.where(advantages < 0, capped, loss), clipped > unclipped, is_capped
 
 
 def kl_k3(logprobs, ref_logprobs):
-    """(10) per token: d = logp_ref - logp, exp(d) - d - 1, clamped to [-10, 10]."""
+    """(10) per token: d = logp_ref - logp, kl = exp(d) - d - 1, clamped to [-10, 10].
+
+    Never negative and, on average over the policy's own tokens, its KL to the reference."""
     d = (ref_logprobs - logprobs).clamp(-20, 20)
     return (d.exp() - d - 1).clamp(-10, 10)
 
 
-def micro_batches(sequences, tokens):
-    """Splits sequences, longest first, so that each part holds at most `tokens` padded tokens (and at least one sequence)."""
-    part = []
-    for s in sorted(sequences, key=lambda s: -len(s.ids)):
-        if part and (len(part) + 1) * len(part[0].ids) > tokens:
-            yield part
-            part = []
-        part.append(s)
-    if part:
-        yield part
+def gigpo_loss(tokens, beta=0.0, entropy_coef=0.001, **clips):
+    """(11) L = L_PG - 0.001 H + beta L_KL; returns it and the sums behind the metrics.
 
-
-def loss_of(policy, part, n_tokens, n_gated, args, ref_policy=None, lam=0.0):
-    """(11), (20): L = L_PG - c_H H + beta L_KL + lambda L_int of some sequences, and the sums behind it.
-
-    n_tokens: response tokens under RL, n_gated: tokens with M = 1, both of the whole mini-batch, so that the losses of its parts add up."""
-    logp, entropy = token_logprobs(policy, part, args.temperature)
-    rl, advantages, old, weights, trust = (
-        torch.tensor([x for s in part for x in getattr(s, name)], dtype=logp.dtype, device=policy.device)
-        for name in ("rl", "advantages", "logprobs", "weights", "trust")
+    beta: needs a reference policy.  clips: clip_low, clip_high, dual_clip of (9).  Every term is a
+    mean over the response tokens of the whole mini-batch, so that micro-batches add up (A6)."""
+    n = tokens.n_tokens
+    l, clipped, capped = policy_loss(  # noqa: E741 (l is the equation's)
+        tokens.logprobs, tokens.old_logprobs, tokens.advantages, **clips
     )
-    pg, clipped, capped = policy_loss(logp, old, advantages, args.clip_low, args.clip_high, args.dual_clip)
-    l_pg, l_entropy = (pg * trust * rl).sum() / n_tokens, (entropy * rl).sum() / n_tokens
-    l_kl = torch.zeros((), dtype=logp.dtype, device=policy.device)
-    if args.beta > 0:
-        with torch.no_grad():
-            ref_logp, _ = token_logprobs(ref_policy, part, args.temperature)
-        l_kl = (kl_k3(logp, ref_logp) * rl).sum() / n_tokens
-    # (19) L_int = - sum M w log pi(y | plain prompt) / sum M: the *internalisation weight* w is clip(A, 0, w_max), M the gate
-    l_int = -(weights * logp).sum() / n_gated
+    l_pg = (l * tokens.tis_weights * tokens.rl).sum() / n  # (9)
+    entropy = (tokens.entropy * tokens.rl).sum() / n
+    l_kl = torch.zeros_like(l_pg)
+    if beta > 0:
+        l_kl = (kl_k3(tokens.logprobs, tokens.ref_logprobs) * tokens.rl).sum() / n  # (10)
+    change = (tokens.logprobs - tokens.old_logprobs).detach().abs()
     sums = {
-        "pg_loss": l_pg.item() * n_tokens,
-        "kl": l_kl.item() * n_tokens,
-        "entropy": l_entropy.item() * n_tokens,
-        "l_int": l_int.item() * n_gated,
-        "weight": weights.sum().item(),
-        "clipped": (clipped * rl).sum().item(),
-        "dual_clipped": (capped * rl).sum().item(),
-        "change": ((logp - old).detach().abs() * rl).sum().item(),
-        "choices": rl.sum().item(),
-        "update_tokens": sum(len(s.ids) for s in part),
+        "pg_loss": l_pg.item() * n,
+        "entropy": entropy.item() * n,
+        "kl": l_kl.item() * n,
+        "clip_fraction": (clipped * tokens.rl).sum().item(),
+        "dual_clip_fraction": (capped * tokens.rl).sum().item(),
+        "logprob_change": (change * tokens.rl).sum().item(),
     }
-    return l_pg - args.entropy_coef * l_entropy + args.beta * l_kl + lam * l_int, sums
+    return l_pg - entropy_coef * entropy + beta * l_kl, sums
 
 
-@contextmanager
-def memory_for(part):
-    """UserError with what to lower where the memory does not hold a micro-batch."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        b, t = len(part), len(part[0].ids)
-        less = f"--micro-batch-tokens to {b * t // 2}" if b > 1 else "--max-prompt, or add --gradient-checkpointing"
-        raise UserError(f"out of memory with a micro-batch of {b} x {t} tokens: lower {less}") from None
+def update(
+    policy, optimizer, rows, stream, loss=gigpo_loss, ref_policy=None, temperature=1.0,
+    mini_batch_rows=256, micro_batch_tokens=8192, grad_clip=1.0, threads=1, checkpointing=False,
+    recompute_old=None,
+):  # fmt: skip
+    """(12) One pass over the iteration's rows, one optimizer step per mini-batch.
 
+    loss: Tokens -> (loss, sums for the metrics): gigpo_loss, or a phase's own.  stream: shuffles
+    the mini-batches.  Returns the metrics, means over tokens.  UserError where memory runs out,
+    FloatingPointError where the gradient is not finite; nothing is stepped then.
 
-def trainer_logprobs(policy, parts, args):
-    """(9) pi_old by the training model, before the first step; returns what the gap to the sampler's log-probs is.
-
-    Sampler and trainer compute the same policy by other kernels, so tokens come from slightly another one than pi_old.  Truncated
-    importance sampling (Ionides 2008) corrects it: the policy gradient's token losses are multiplied by min(pi_old / pi_sampler, cap)."""
-    gap = Counter()
-    with torch.no_grad():
-        for part, own in (one for batches in parts for one in batches):
-            with memory_for(part):
-                old = iter(token_logprobs(policy, part, args.temperature)[0].tolist())
-            for s in part if own else ():
-                sampled, s.logprobs = s.logprobs, [next(old) for _ in s.positions]
-                ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.logprobs, sampled)]
-                s.trust = [min(ratio, args.tis_cap) if args.tis_cap else 1.0 for ratio in ratios]
-                differences = [abs(a - b) for a, b, rl in zip(s.logprobs, sampled, s.rl) if rl]
-                gap.update(gap=sum(differences), gap_ratio=sum(r for r, rl in zip(ratios, s.rl) if rl), gap_tokens=len(differences))
-                gap["gap_max"] = max([gap["gap_max"], *differences])
-                if args.old_logprobs == "sampler":  # then the ratio of (9) has the correction in it already
-                    s.logprobs, s.trust = sampled, [1.0] * len(sampled)
-    return gap
-
-
-def update(policy, optimizer, rows, args, stream, ref_policy=None, lam=0.0):
-    """One pass over the iteration's rows, with an optimizer step per mini-batch; returns token means over all of them.
-
-    Every loss is a mean over tokens of the whole mini-batch, so padding, merging, micro-batches and processes change nothing (A6): all
-    processes know all rows, and each takes its share of every mini-batch's micro-batches.
-    ref_policy: needed where args.beta > 0.  UserError where memory runs out, FloatingPointError where the gradient is not finite; nothing
-    is stepped then."""
-    episodes = defaultdict(list)
-    for row in rows:
-        episodes[row.episode].append(row)
-    order = list(episodes.values())
-    stream.shuffle(order)
-    parts = np.array_split(np.arange(len(order)), max(1, min(len(order), round(len(rows) / args.mini_batch_rows))))
-    batches = [[row for e in part for row in order[e]] for part in parts]
-    merged = [merge_prefixes([r for r in batch if r.rl]) + merge_prefixes([r for r in batch if not r.rl]) for batch in batches]
-    merged = [[s for s in sequences if any(s.rl) or any(s.weights)] for sequences in merged]  # the rest has no gradient
-    parts = [parallel.own_part(list(micro_batches(sequences, args.micro_batch_tokens))) for sequences in merged]
-    total, steps = Counter(), Counter()  # of this process; of all of them alike
+    All processes know all rows, and each takes its share of every mini-batch's micro-batches."""
+    batches = packing.mini_batches(rows, mini_batch_rows, stream)
+    parts = []  # per mini-batch: this process's micro-batches
+    for batch in batches:
+        sequences = packing.sequences_of(batch)
+        whole = list(packing.micro_batches(sequences, micro_batch_tokens))
+        parts.append(parallel.own_part(whole))
+    total, steps = Counter(), Counter()  # sums of this process; sums that all have alike
     parameters = large.trained(policy)
-    simple = policy.device == "cpu" and not parallel.sharded() and not policy.lora  # then threads share the micro-batches
-    large.recompute(policy, args.gradient_checkpointing)
-    if policy.engine:
-        policy.engine.sleep()
-    with parallel.apart():
-        if args.old_logprobs == "trainer" or args.engine == "vllm":
-            total = trainer_logprobs(policy, parts, args)
-    for batch, own in zip(batches, parts):
-        n_tokens = max(1, sum(len(r.response_ids) for r in batch if r.rl))  # of all processes: every one knows all rows
-        gated = sum(r.gated for r in batch)  # sum M
-        optimizer.zero_grad(set_to_none=True)
+    with training.updating(policy, checkpointing):
+        # (9) pi_old is the trainer's, before the first step, where the sampler computes otherwise.
+        # A stand-in's sampler has the trainer's own arithmetic: its log-probs are pi_old already
+        if recompute_old or (recompute_old is None and policy.style == "chat"):
+            every = [part for own in parts for part in own]
+            total = training.old_logprobs(lambda part: policy.logprobs(part, temperature)[0], every)
+        for batch, own in zip(batches, parts):
+            sampled = [row for row in batch if row.rl]
+            n_tokens = max(1, sum(len(row.response_ids) for row in sampled))  # sum m
+            n_taught = max(1, sum(row.n_taught for row in batch))  # sum M
 
-        def gradients(one):
-            part, counts = one
-            with memory_for(part):
-                loss, sums = loss_of(policy, part, n_tokens, max(1, gated), args, ref_policy, lam)  # noqa: B023 (used within the iteration)
-                if simple:
-                    return torch.autograd.grad(loss * counts, parameters), sums if counts else {}
-                (loss * counts * (parallel.world() if parallel.sharded() else 1)).backward()  # FSDP2 takes the mean over processes
-            return (), sums if counts else {}
+            def micro_loss(part, n_tokens=n_tokens, n_taught=n_taught):
+                tokens = score(policy, part, temperature, ref_policy)
+                tokens.n_tokens, tokens.n_taught = n_tokens, n_taught
+                value, sums = loss(tokens)
+                sums["choices"] = tokens.rl.sum().item()
+                sums["update_tokens"] = sum(len(s.ids) for s in part)
+                return value, sums
 
-        with ThreadPoolExecutor(args.threads) as pool, parallel.apart():
-            # summed in order, so the result does not depend on who is first
-            for grads, sums in (pool.map if simple else map)(gradients, own):
-                for p, grad in zip(parameters, grads):
-                    p.grad = grad if p.grad is None else p.grad.add_(grad)
-                total.update(sums)
-        if own:
-            parallel.sum_gradients(parameters)
-        norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, args.grad_clip))
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm}: lower --lr, or resume from the last iteration with another --seed")
-        optimizer.step()
-        policy.version += 1
-        steps.update(grad_norm=norm.item(), steps=1, tokens=n_tokens, gated=gated)
-    large.recompute(policy, False)
-    everyone, total = parallel.gather(total), steps
-    for one in everyone:
-        total.update(one)
-    gap = {
-        "sampler_gap": total["gap"] / max(1, total["gap_tokens"]),
-        "sampler_gap_max": max(one["gap_max"] for one in everyone),
-        "sampler_ratio": total["gap_ratio"] / max(1, total["gap_tokens"]),
-    }
-    choices, gated = max(1, total["choices"]), max(1, total["gated"])
-    return {key: total[key] / total["tokens"] for key in ("pg_loss", "kl", "entropy")} | (gap if total["gap_tokens"] else {}) | {
-        "clip_fraction": total["clipped"] / choices,
-        "dual_clip_fraction": total["dual_clipped"] / choices,
-        "logprob_change": total["change"] / choices,
-        "l_int": total["l_int"] / gated,
-        "mean_weight": total["weight"] / gated,
-        "gated_tokens": total["gated"],
-        "grad_norm": total["grad_norm"] / total["steps"],
-        "optimizer_steps": total["steps"],
-        "update_tokens": total["update_tokens"],
-    }
+            optimizer.zero_grad(set_to_none=True)
+            total.update(training.backward(policy, micro_loss, own, threads))
+            norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
+            if not torch.isfinite(norm):
+                raise FloatingPointError(f"the gradient's norm is {norm.item()}: lower --lr")
+            optimizer.step()
+            policy.version += 1  # the sampler's copy of the weights is old now
+            steps.update(tokens=n_tokens, taught=n_taught, grad_norm=norm.item(), steps=1)
+            # forced tokens are no targets, but have a loss: ratio 1, so -A each
+            steps["pg_loss"] -= sum(row.advantage * packing.n_forced(row) for row in sampled)
+    return training.token_means(total, steps)
 
 
-# ---- 6. skills -----------------------------------------------------------------------------------------------------------------
-
-
-def words(text):
-    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
-
-
-def tfidf(texts):
-    """A unit-length TF-IDF vector (dict) per text; words of one or two letters tell nothing."""
-    counts = [Counter(word for word in words(text) if len(word) > 2) for text in texts]
-    df = Counter(word for count in counts for word in count)
-    vectors = [{w: n * math.log((1 + len(texts)) / df[w]) for w, n in count.items()} for count in counts]
-    norms = [math.sqrt(sum(x * x for x in v.values())) or 1.0 for v in vectors]
-    return [{w: x / norm for w, x in v.items()} for v, norm in zip(vectors, norms)]
+# ---- 6. retrieval ------------------------------------------------------------------------------
 
 
 def retrieve(bank, task, task_type, n):
-    """The n skills of a bank that fit a task best: of its type, by cosine of TF-IDF vectors of task text and condition, then by utility.
+    """The n skills of a bank that fit a task best: of its type, by cosine of the TF-IDF vectors of
+    task and condition, then by utility.
 
-    A skill whose task_type is None fits tasks of every type, provided that its condition shares a telling word with the task."""
-    fitting = [s for s in bank if s["task_type"] in (None, task_type)]
-    vectors = tfidf([task] + [s["condition"] for s in fitting])
-    scored = [(sum(x * v.get(w, 0.0) for w, x in vectors[0].items()), s) for s, v in zip(fitting, vectors[1:])]
-    scored = [(cosine, s) for cosine, s in scored if cosine > 0 or s["task_type"] is not None]
-    return [s for _, s in sorted(scored, key=lambda cs: (-cs[0], -cs[1]["utility"], cs[1]["skill_id"]))[:n]]
-
-
-def pair_effects(records, shown):
-    """(14) D_g = mean success of the skill episodes of group g - mean success of its plain ones; a line of pairs.jsonl per paired group."""
-    pairs = []
-    for group_id, skills in shown.items():
-        group = [r for r in records if r["group_id"] == group_id]
-        s_skill, s_base = ([int(r["success"]) for r in group if r["condition"] == c] for c in ("skill", "plain"))
-        if s_skill and s_base:
-            delta = sum(s_skill) / len(s_skill) - sum(s_base) / len(s_base)
-            about = {key: group[0][key] for key in ("group_id", "task_id", "task_type", "task")}
-            pairs.append(about | {"skill_ids": [s["skill_id"] for s in skills], "s_skill": s_skill, "s_base": s_base, "delta": delta})
-    return pairs
-
-
-def credit(skill, delta, iteration, args):
-    """(15) utility u <- D at first, then (1 - a) u + a D; (16) candidate -> active -> retired."""
-    skill["utility"] = delta if skill["n_eval"] == 0 else (1 - args.ema) * skill["utility"] + args.ema * delta
-    skill["n_eval"] += 1
-    skill["deltas"].append(round(delta, 4))
-    skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
-    skill["updated_iter"] = iteration
-    if skill["status"] == "candidate" and skill["n_eval"] >= args.n_eval and promotable(skill, args):
-        skill["status"] = "active"
-    if skill["neg_streak"] >= args.retire_after or (skill["status"] == "candidate" and skill["n_eval"] >= 3 * args.n_eval):
-        skill["status"], skill["retired_iter"] = "retired", iteration
-
-
-def promotable(skill, args):
-    """u > tau_act; with --promote-z above 0 a lower confidence bound of the mean effect must be above it, too (beyond the paper)."""
-    deltas = np.array(skill["deltas"])
-    bound = deltas.mean() - args.promote_z * deltas.std(ddof=1) / math.sqrt(len(deltas)) if len(deltas) > 1 else deltas.mean()
-    return skill["utility"] > args.tau_act and (args.promote_z == 0 or bound > args.tau_act)
-
-
-def train_tasks(env, args):
-    """Training games without the held-out ones (fixed, 1 in 20), on which recipes are tuned; at most --train-games of them."""
-    tasks = [t for t in env.tasks(env.split_names[0]) if not held_out(t)]
-    if args.train_games:
-        tasks = [tasks[i] for i in sorted(rng(args.seed, "train games").permutation(len(tasks))[: args.train_games])]
-    return tasks
-
-
-def held_out(task_id):
-    return zlib.crc32(task_id.encode()) % 20 == 0
-
-
-def sample_tasks(tasks, args, phase, k):
-    """B tasks of iteration k, without repetition while there are enough."""
-    return [tasks[i] for i in rng(args.seed, phase, k, "tasks").choice(len(tasks), args.groups, replace=args.groups > len(tasks))]
-
-
-def start(args, phase, source, state, skills=None):
-    """What every training phase begins with: run folder, environment, policy, reference, optimizer.  source: folder or hub name of the
-    weights that the phase starts from; skills: the file of skills that it starts from."""
-    env = make_env(args)
-    args.mini_batch_rows = args.mini_batch_rows or 24 * env.max_steps  # as many optimizer steps where episodes are short
-    tasks = train_tasks(env, args)
-    check_model(str(source), args)
-    run = Run(args, phase, source, state, skills)
-    print(f"{phase}: {env.describe(env.split_names[0])}, {len(tasks)} to train on", flush=True)
-    policy = load_policy(run.weights, args, trained=True)
-    ref_policy = None
-    if args.beta > 0:
-        ref_policy = large.without_adapter(policy) if args.lora_rank else load_policy(source, args, reference=True)
-    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr, betas=(0.9, 0.999), weight_decay=args.weight_decay)
-    run.restore(policy, optimizer)
-    return run, env, tasks, policy, ref_policy, optimizer
+    A skill whose task_type is None fits tasks of every type, provided that its condition shares a
+    telling word with the task."""
+    fitting = [skill for skill in bank if skill["task_type"] in (None, task_type)]
+    of_task, *of_skills = tfidf([task] + [skill["condition"] for skill in fitting])
+    scored = []
+    for skill, vector in zip(fitting, of_skills):
+        cosine = sum(x * vector.get(word, 0.0) for word, x in of_task.items())
+        if cosine > 0 or skill["task_type"] is not None:
+            scored.append((-cosine, -skill["utility"], skill["skill_id"], skill))
+    scored.sort(key=lambda one: one[:3])  # the id last, so that the order is always the same
+    return [skill for *_, skill in scored[:n]]

@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common import Play, check_model, held_out, load_policy, make_env, retrieve, rollout
+from common import Play, is_held_out, load_policy, make_env, retrieve, rollout
 from envs import UserError
 from support import parallel
 from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, read_json, read_jsonl, skills_file, write_atomically, write_jsonl
+from support.models import check_model
 from support.runs import begun_with, check_sources, hold, mark, policy_folder, release
 
 GREEDY = 1e-4  # a temperature at which only the likeliest token is left
@@ -85,7 +86,7 @@ def named_arms(args):
 
 def split_tasks(env, split):
     if split == "held_out":  # training games that are never trained on: tune recipes here, not on the validation splits
-        return [t for t in env.tasks(env.split_names[0]) if held_out(t)]
+        return [t for t in env.tasks(env.split_names[0]) if is_held_out(t)]
     return env.tasks(split)
 
 
@@ -302,7 +303,7 @@ def main():
     baseline = args.baseline or ("after warm-up" if "after warm-up" in names else names[0])
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: expected one of {', '.join(names)}")
-    env = make_env(args)
+    env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or list(env.split_names[1:])
     if unknown := set(splits) - {*env.split_names, "held_out"}:
         raise UserError(f"--split {min(unknown)}: expected some of {', '.join([*env.split_names, 'held_out'])}")

@@ -182,7 +182,7 @@ def fingerprint(path):
 TEXT, COUNT, NUMBER = (str, "a text"), (int, "a whole number of at least 0"), ((int, float), "a number")
 FIELDS = {"skill_id": TEXT, "condition": TEXT, "strategy": TEXT, "title": TEXT, "env": TEXT, "utility": NUMBER, "n_eval": COUNT}
 FIELDS |= {"neg_streak": COUNT, "created_iter": COUNT, "updated_iter": COUNT}
-LISTS = {"deltas": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
+LISTS = {"deltas": NUMBER, "plain": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
 DEFAULTS = {"n_eval": 0, "neg_streak": 0, "created_iter": 0, "updated_iter": 0, "retired_iter": None}
 
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
+from support.models import attention_masks
+
 
 def masked_log_softmax(logits, allowed):
     """(N, V) log-probs among the allowed tokens.  allowed: per row a list of token ids, or None for all of them."""
@@ -121,7 +123,7 @@ class Sampler:
         start = torch.tensor([len(self.cached[i]) for i in rows], device=device)
         positions = start[:, None] + torch.arange(width, device=device)  # (n, w)
         self.cache.at(torch.tensor(rows, device=device), positions, len(self.cached))
-        mask = torch.arange(self.cache.length, device=device) <= positions[:, None, :, None]  # (n, 1, w, T): causal, row by row
+        mask = attention_masks(self.policy.sampling, positions, self.cache.length)  # (n, 1, w, T): causal, row by row
         hidden = self.policy.sampling.base_model(
             input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=True, **{self.cache_name: self.cache}
         ).last_hidden_state

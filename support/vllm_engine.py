@@ -32,6 +32,16 @@ def check(args):
         raise UserError(f"--engine vllm: expected {wanted}, found {found or 'none'}; run pip install -e '.[vllm]'")
 
 
+ENGINES = []  # at most one in a process, for all its policies: evaluate.py has several
+
+
+def engine_for(policy, args):
+    """The engine of this process, begun with its first policy."""
+    if not ENGINES:
+        ENGINES.append(Engine(policy, args))
+    return ENGINES[0]
+
+
 class Engine:
     """A vLLM engine that plays episodes and writes texts with a policy's weights."""
 

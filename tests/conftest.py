@@ -14,7 +14,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 import common
+import distill
 import evaluate
+import mine
+import warmup
 from envs.alfworld import AlfWorld
 from support import cli
 from tests.toy import Doors
@@ -26,13 +29,24 @@ constants.HF_HUB_OFFLINE = True  # a name that is no folder is not looked for in
 
 
 def arguments(**changes):
-    """The laptop's arguments of a training phase, as parse_args and start would give them in ALFWorld."""
-    typed, sys.argv = sys.argv, ["test", "--preset", "laptop"]
-    try:
-        args = cli.parse_args(cli.make_parser("test", n_eval=8))
-    finally:
-        sys.argv = typed
-    return argparse.Namespace(**vars(args) | {"mini_batch_rows": 1200, "device": "cpu"} | changes)
+    """The laptop's arguments of a training phase, as parse_args gives them in ALFWorld."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["test"])
+        args = cli.parse_args(cli.make_parser("test"), first=True)
+    return argparse.Namespace(**vars(args) | changes)
+
+
+def toy_worlds(patch):
+    """All scripts play tests/toy.py, of which a random policy wins many episodes, and every skill is active from the start."""
+    for script in (warmup, mine, distill, evaluate):
+        patch.setattr(script, "make_env", lambda *given: Doors())
+    write = mine.write_skills
+
+    def promoted(*given, **more):
+        new, refused = write(*given, **more)
+        return [skill | {"status": "active"} for skill in new], refused
+
+    patch.setattr(mine, "write_skills", promoted)
 
 
 # Forked from a server that has imported the packages and computed nothing.  A fork of the tests' own process would believe in OpenMP
@@ -62,7 +76,7 @@ def at_work(folder, variables, out, function, arguments):
 def play(main, arguments, toy=True):
     """What a started process runs: a script's main() under run_script, on tests/toy.py instead of ALFWorld."""
     if toy:
-        common.make_env = evaluate.make_env = lambda args: Doors()
+        toy_worlds(pytest.MonkeyPatch())
     sys.argv = [f"{main.__module__}.py", *arguments]
     cli.run_script(main)
 

@@ -39,6 +39,6 @@ def generous(env):
 
 if __name__ == "__main__":
     make_env = common.make_env
-    common.make_env = lambda args: generous(make_env(args))
+    common.make_env = lambda *given: generous(make_env(*given))
     sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -2,6 +2,7 @@
 
 import json
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,11 +12,19 @@ from transformers import AutoTokenizer
 import common
 import distill
 import mine
-from common import Play, Policy, action_token_mask, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, rollout, rows_of
+from distill import action_token_mask
 from envs import Step, UserError, action_span
 from envs.alfworld import AlfWorld
-from support import runs
+from support.models import check_model
+from support.packing import merge_prefixes
+from support.records import for_file
 from tests.conftest import arguments, make_chat_model
+
+
+def count_truncated(records):
+    return sum(step["truncated"] for record in records for step in record["steps"])
+
 
 RESPONSE = "<think>a mug</think>\n<action>go to cabinet 1</action>"
 
@@ -46,31 +55,31 @@ def test_qwen_configs_play_learn_and_teach(tmp_path, env, kind, size):
         for step in record["steps"]:
             step["response_ids"], step["response"], step["valid"] = policy.encode(RESPONSE), RESPONSE, True
             step["logprobs"], step["allowed"] = [-5.0] * len(step["response_ids"]), [None] * len(step["response_ids"])
-    args = arguments(lr=1e-3, entropy_coef=0.0, old_logprobs="trainer", w_max=2.0, without=[])
-    assign_advantages(records, env, args)
-    twins = distill.plain_twins(policy, env, records, {"g": 1.0}, args)
+    assign_advantages(records, env, mode="mean_norm")
+    twins = distill.plain_twins(policy, env, records, {"g": 1.0}, unit=10.0)[0]
     assert all(policy.decode(row.prompt_ids).count("Hints") == 0 for row in twins) and len(twins) == 6
     taught = [policy.decode([i for i, w in zip(row.response_ids, row.weights) if w]) for row in twins]
     assert all("go to cabinet 1" in text for text in taught)
 
     def likelihood():
-        logp = token_logprobs(policy, merge_prefixes(twins))[0]
+        logp = policy.logprobs(merge_prefixes(twins))[0]
         return (logp * torch.tensor([float(w > 0) for row in twins for w in row.weights])).sum().item()
 
     before = likelihood()
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr)
-    common.update(policy, optimizer, rows_of(records) + twins, args, np.random.default_rng(0), lam=1.0)
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
+    loss = partial(distill.siri_loss, lam=1.0, entropy_coef=0.0)
+    common.update(policy, optimizer, rows_of(records) + twins, np.random.default_rng(0), loss, mini_batch_rows=1200)
     assert likelihood() > before
 
 
 def test_sampled_ids_are_trained_on_as_sampled_and_their_log_probs_agree(chat, env):
     plays = [Play(task, task, ("ids", task)) for task in env.tasks("train")[:2]]
     records = rollout(chat, env, plays, temperature=0.7, max_response=12)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     rows = rows_of(records)
     assert [row.response_ids for row in rows] == [s["response_ids"] for r in records for s in r["steps"]]
     with torch.no_grad():
-        trainer, _ = token_logprobs(chat, merge_prefixes(rows), temperature=0.7)
+        trainer, _ = chat.logprobs(merge_prefixes(rows), temperature=0.7)
     assert (trainer - torch.tensor([x for row in rows for x in row.logprobs])).abs().max() < 1e-4
 
 
@@ -128,7 +137,7 @@ def test_the_action_mask_equals_the_one_from_byte_offsets_on_fuzzed_responses(tm
         ids = chat.encode(fuzzed(stream)) + [2]
         text = chat.decode(ids)
         expected = byte_mask(chat, ids, text)
-        assert action_token_mask(chat, {"response": text, "response_ids": ids}) == expected, text
+        assert action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True}) == expected, text
         inside = [i for i, m in zip(ids, expected) if m]
         straddling += bool(inside) and chat.decode(inside) != text[slice(*action_span(text))]
     assert straddling > (5 if words else 300)  # tokens such as "></" or ">go" were among them
@@ -143,13 +152,13 @@ def test_the_action_mask_equals_the_one_from_byte_offsets_when_bytes_are_single_
         text = fuzzed(stream)
         ids = [one[b] for b in text.encode()]
         assert policy.decode(ids) == text
-        assert action_token_mask(policy, {"response": text, "response_ids": ids}) == byte_mask(policy, ids, text), text
+        assert action_token_mask(policy, {"response": text, "response_ids": ids, "valid": True}) == byte_mask(policy, ids, text), text
 
 
 def test_a_response_without_tags_or_with_an_empty_action_has_no_action_token(chat):
     for text in ("go to cabinet 1", "<action>  </action>", "</action>look<action>", "<action></action>", ""):
         ids = chat.encode(text)
-        assert action_token_mask(chat, {"response": text, "response_ids": ids}) == [0] * len(ids)
+        assert action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True}) == [0] * len(ids)
 
 
 # ---- truncation ----
@@ -206,12 +215,12 @@ def test_a_prompt_whose_task_and_actions_do_not_fit_is_refused(chat, env):
 def test_truncated_prompts_are_counted(chat, env):
     plays = [Play(env.tasks("train")[0], "g", ("cut", 0))]
     records = rollout(chat, env, plays, max_response=4)
-    assert runs.episode_metrics(records, 1.0)["truncated"] == 0
+    assert count_truncated(records) == 0
     chat.max_prompt = max(len(s["prompt_ids"]) for s in records[0]["steps"]) - 1
     records = rollout(chat, env, plays, max_response=4)
     chat.max_prompt = None
-    assert runs.episode_metrics(records, 1.0)["truncated"] >= 1
-    assert any(step["truncated"] for step in common.for_file(records[0])["steps"])
+    assert count_truncated(records) >= 1
+    assert any(step["truncated"] for step in for_file(records[0])["steps"])
 
 
 def test_a_stand_in_never_reads_more_than_its_context(policy):
@@ -222,7 +231,7 @@ def test_a_stand_in_never_reads_more_than_its_context(policy):
     records = rollout(policy, env, plays)
     sizes = [len(s["prompt_ids"]) + len(s["response_ids"]) for r in records for s in r["steps"]]
     ended = [r for r in records if len(r["steps"]) < 30 and not r["success"]]
-    assert max(sizes) <= policy.context and ended and runs.episode_metrics(records, 1.0)["truncated"] == len(ended)
+    assert max(sizes) <= policy.context and ended and count_truncated(records) == len(ended)
     for record, long in zip(records, whole):  # up to there nothing has changed
         n = len(record["steps"])
         assert [s["action"] for s in record["steps"]] == [s["action"] for s in long["steps"]][:n]
@@ -249,8 +258,7 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
     ]  # fmt: skip
     asked = []
     monkeypatch.setattr(mine, "generate", lambda policy, prompts, *more: asked.extend(prompts) or answers)
-    args = arguments(per_type=20, mine_temperature=0.7, max_skill_tokens=64)
-    new, rejected = mine.mine(chat, env, pool, [], args, 0)
+    new, rejected = mine.write_skills(chat, env, pool, [], 0, seed=0)
     assert len(asked) == len(answers) and all("JSON" in prompt for prompt in asked)
     assert [skill["condition"] for skill in new] == ["when hot"]
     assert sorted(r["reason"] for r in rejected) == sorted([
@@ -263,15 +271,15 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
 
 
 def test_a_model_without_template_or_with_too_short_a_context_is_refused(tmp_path, model_folder):
-    common.check_model(str(model_folder), arguments())  # a stand-in
+    check_model(str(model_folder), arguments())  # a stand-in
     short = str(make_chat_model(tmp_path / "short", max_position_embeddings=1024))
     with pytest.raises(UserError, match="make 4608 tokens, .* reads 1024: lower --max-prompt to at most 512"):
-        common.check_model(short, arguments())
-    common.check_model(short, arguments(max_prompt=512))
+        check_model(short, arguments())
+    check_model(short, arguments(max_prompt=512))
     base = make_chat_model(tmp_path / "base")
     (base / "chat_template.jinja").unlink()
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([f"word{i}" for i in range(10_000)])
     tokenizer.save_pretrained(base)
     with pytest.raises(UserError, match="no chat template; choose an Instruct model"):
-        common.check_model(str(base), arguments())
+        check_model(str(base), arguments())

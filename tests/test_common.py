@@ -1,19 +1,26 @@
 """The core: advantages and losses by hand, and the properties that the training loop rests on.   pytest tests/test_common.py"""
 
+import doctest
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import common
-from common import Play, Row, assign_advantages, gigpo_advantages, merge_prefixes, rollout, rows_of, token_logprobs
-from envs import UserError
-from support import files, sampler
+import distill
+import mine
+import warmup
+from common import Play, Row, assign_advantages, gigpo_advantages, rollout, rows_of
+from envs import Step, UserError
+from support import files
 from support.files import rng
-from support.sampler import Sampler
-from tests.conftest import arguments
+from support.models import check_model
+from support.packing import merge_prefixes, micro_batches
+from support.records import for_file
+from support.sampler import Sampler, masked_log_softmax
 
 
 def episode(group, rewards, anchors, valid=None):
@@ -31,7 +38,7 @@ def records(model_folder):
     for i, record in enumerate(records):  # a random policy wins nothing: say that some did
         record["steps"][-1]["reward"] = 10.0 * (i % 3 == 0)
         record["success"] = i % 3 == 0
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     return records
 
 
@@ -74,16 +81,14 @@ def test_similar_states_join_one_anchor_group_when_asked():
     assert common.anchor_groups(["you see a mug 1", "you see a mug 2", "nothing"]) == [0, 1, 2]
 
 
-def test_plain_and_skill_episodes_are_one_group_unless_separate(env):
+def test_plain_and_skill_episodes_are_one_group(env):
     def record(condition, reward):
         step = {"reward": reward, "valid": True, "observation": "o"}
         return {"group_id": "g", "condition": condition, "success": reward > 0, "steps": [step]}
 
     both = [record("skill", 10.0), record("skill", 10.0), record("plain", 0.0), record("plain", 0.0)]
-    assign_advantages(both, env, arguments())
+    assign_advantages(both, env, mode="mean_norm")
     assert both[0]["steps"][0]["advantage"] > 1
-    assign_advantages(both, env, arguments(adv_pool="separate"))
-    assert both[0]["steps"][0]["advantage"] == 0
 
 
 # ---- losses ----
@@ -108,19 +113,26 @@ def make_rows(records, twins=False):
     rows = rows_of(records)
     if twins:
         for row in rows_of(records)[::2]:
-            row.rl, row.weights, row.gated = False, [0.7] * len(row.response_ids), len(row.response_ids)
+            row.rl, row.weights, row.n_taught = False, [0.7] * len(row.response_ids), len(row.response_ids)
             rows.append(row)
     return rows
 
 
-def gradient(policy, rows, args, ref_policy=None, lam=0.0, merge=True):
+def loss_of(policy, part, n_tokens, n_taught, ref_policy=None, lam=0.0, **gigpo):
+    """(20) of one micro-batch."""
+    tokens = common.score(policy, part, ref_policy=ref_policy)
+    tokens.n_tokens, tokens.n_taught = n_tokens, n_taught
+    return distill.siri_loss(tokens, lam, **gigpo)[0]
+
+
+def gradient(policy, rows, ref_policy=None, lam=0.0, merge=True, micro_batch_tokens=4096, **gigpo):
     """Flat gradient of one mini-batch's loss."""
     policy.model.zero_grad()
     groups = [[r for r in rows if r.rl], [r for r in rows if not r.rl]]
     sequences = [s for g in groups for s in (merge_prefixes(g) if merge else [q for r in g for q in merge_prefixes([r])])]
-    n_tokens, gated = max(1, sum(len(r.response_ids) for r in rows if r.rl)), max(1, sum(r.gated for r in rows))
-    for part in common.micro_batches([s for s in sequences if s.positions], args.micro_batch_tokens):
-        common.loss_of(policy, part, n_tokens, gated, args, ref_policy, lam)[0].backward()
+    n_tokens, n_taught = max(1, sum(len(r.response_ids) for r in rows if r.rl)), max(1, sum(r.n_taught for r in rows))
+    for part in micro_batches([s for s in sequences if s.positions], micro_batch_tokens):
+        loss_of(policy, part, n_tokens, n_taught, ref_policy, lam, **gigpo).backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
 
@@ -132,9 +144,8 @@ def test_gradients_of_all_losses_agree_with_finite_differences(policy, model_fol
         generator = torch.Generator().manual_seed(0)
         for p in policy.model.parameters():
             p += 0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
-    args = arguments(beta=0.5, entropy_coef=0.1, mini_batch_rows=10**9)
-    rows = make_rows(records, twins=True)
-    found = gradient(policy, rows, args, ref, lam=0.3)
+    rows, method = make_rows(records, twins=True), dict(beta=0.5, entropy_coef=0.1)
+    found = gradient(policy, rows, ref, lam=0.3, **method)
     direction = found / found.norm() + torch.randn(found.shape, generator=generator, dtype=torch.float64) / len(found) ** 0.5
 
     def loss(distance):
@@ -144,8 +155,8 @@ def test_gradients_of_all_losses_agree_with_finite_differences(policy, model_fol
                 p += distance * direction[offset : offset + p.numel()].view_as(p)
                 offset += p.numel()
             sequences = merge_prefixes([r for r in rows if r.rl]) + merge_prefixes([r for r in rows if not r.rl])
-            tokens, gated = sum(len(r.response_ids) for r in rows if r.rl), sum(r.gated for r in rows)
-            return common.loss_of(policy, [s for s in sequences if s.positions], tokens, gated, args, ref, 0.3)[0].item()
+            tokens, gated = sum(len(r.response_ids) for r in rows if r.rl), sum(r.n_taught for r in rows)
+            return loss_of(policy, [s for s in sequences if s.positions], tokens, gated, ref, 0.3, **method).item()
 
     h = 1e-4  # the model's norms compute in float32, so not smaller
     above, below = loss(h), loss(-2 * h)
@@ -153,33 +164,33 @@ def test_gradients_of_all_losses_agree_with_finite_differences(policy, model_fol
 
 
 def test_merged_and_separate_rows_give_the_same_gradient(policy, records):
-    args, rows = arguments(), make_rows(records, twins=True)
-    merged = gradient(policy, rows, args, lam=0.3)
-    separate = gradient(policy, rows, args, lam=0.3, merge=False)
+    rows = make_rows(records, twins=True)
+    merged = gradient(policy, rows, lam=0.3)
+    separate = gradient(policy, rows, lam=0.3, merge=False)
     assert len(merge_prefixes(rows_of(records))) == len(records) < len(rows_of(records))
     assert torch.allclose(merged, separate, atol=1e-6) and merged.norm() > 1e-3
 
 
 def test_micro_batches_and_padding_change_nothing(policy, records):
     rows = make_rows(records, twins=True)
-    whole = gradient(policy, rows, arguments(micro_batch_tokens=10**6), lam=0.3)
-    pieces = gradient(policy, rows, arguments(micro_batch_tokens=1), lam=0.3)
+    whole = gradient(policy, rows, micro_batch_tokens=10**6, lam=0.3)
+    pieces = gradient(policy, rows, micro_batch_tokens=1, lam=0.3)
     assert torch.allclose(whole, pieces, atol=1e-6)
 
 
 def test_only_gated_action_tokens_of_a_twin_get_a_gradient(policy, records):
     rows = make_rows(records)[:5]
     for row in rows:
-        row.rl, row.weights, row.gated = False, [0.0] * len(row.response_ids), len(row.response_ids)
-    assert gradient(policy, rows, arguments(entropy_coef=0.1), lam=1.0).abs().max() == 0
+        row.rl, row.weights, row.n_taught = False, [0.0] * len(row.response_ids), len(row.response_ids)
+    assert gradient(policy, rows, entropy_coef=0.1, lam=1.0).abs().max() == 0
     rows[2].weights = [1.0] * len(rows[2].response_ids)
-    assert gradient(policy, rows, arguments(), lam=1.0).abs().max() > 0
+    assert gradient(policy, rows, lam=1.0).abs().max() > 0
 
 
 def test_tokens_that_are_not_allowed_get_exactly_no_gradient(policy, records):
     sequence = merge_prefixes(rows_of(records)[:1])[0]
     hidden = torch.randn(len(sequence.positions), len(policy.tokenizer), requires_grad=True)
-    logp = sampler.masked_log_softmax(hidden, sequence.allowed)
+    logp = masked_log_softmax(hidden, sequence.allowed)
     logp[torch.arange(len(hidden)), [ids[0] for ids in sequence.allowed]].sum().backward()
     mask = torch.ones_like(hidden, dtype=torch.bool)
     for n, ids in enumerate(sequence.allowed):
@@ -191,17 +202,17 @@ def test_advantage_zero_leaves_the_policy_alone(policy, records):
     rows = rows_of(records)
     for row in rows:
         row.advantage = 0.0
-    assert gradient(policy, rows, arguments(entropy_coef=0.0)).abs().max() == 0
+    assert gradient(policy, rows, entropy_coef=0.0).abs().max() == 0
 
 
 def test_update_raises_the_probability_of_what_went_well(policy, records):
     rows = rows_of(records)
-    args = arguments(lr=1e-3, entropy_coef=0.0, mini_batch_rows=10**9)
     good = [s for s in merge_prefixes(rows) if s.advantages and min(s.advantages) > 0]
-    before = token_logprobs(policy, good)[0].sum().item()
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=args.lr)
-    metrics = common.update(policy, optimizer, rows, args, np.random.default_rng(0))
-    assert token_logprobs(policy, good)[0].sum().item() > before
+    before = policy.logprobs(good)[0].sum().item()
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
+    loss = partial(common.gigpo_loss, entropy_coef=0.0)
+    metrics = common.update(policy, optimizer, rows, np.random.default_rng(0), loss, mini_batch_rows=10**9)
+    assert policy.logprobs(good)[0].sum().item() > before
     assert metrics["optimizer_steps"] == 1 and metrics["grad_norm"] > 0
 
 
@@ -211,8 +222,8 @@ def test_update_raises_the_probability_of_what_went_well(policy, records):
 def test_sampler_and_trainer_agree_on_log_probs(policy, records):
     sequences = merge_prefixes(rows_of(records))
     with torch.no_grad():
-        trainer, _ = token_logprobs(policy, sequences)
-    sampler = torch.tensor([x for s in sequences for x in s.logprobs])
+        trainer, _ = policy.logprobs(sequences)
+    sampler = torch.tensor([x for s in sequences for x in s.old_logprobs])
     assert (trainer - sampler).abs().max() < 1e-4
 
 
@@ -220,11 +231,11 @@ def test_free_sampling_agrees_with_the_trainer_too(model_folder, env):
     policy = common.Policy(model_folder, constrain=False)
     plays = [Play(task, task, ("free", task)) for task in env.tasks("train")[:4]]
     records = rollout(policy, env, plays, temperature=0.7, max_response=5)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     sequences = merge_prefixes(rows_of(records))
     with torch.no_grad():
-        trainer, _ = token_logprobs(policy, sequences, temperature=0.7)
-    assert (trainer - torch.tensor([x for s in sequences for x in s.logprobs])).abs().max() < 1e-4
+        trainer, _ = policy.logprobs(sequences, temperature=0.7)
+    assert (trainer - torch.tensor([x for s in sequences for x in s.old_logprobs])).abs().max() < 1e-4
     assert all(len(step["response_ids"]) <= 5 for r in records for step in r["steps"])
 
 
@@ -276,15 +287,15 @@ def test_rows_that_wait_are_fed_later_and_long_rows_by_themselves(policy, monkey
 
 def test_prompts_built_step_by_step_equal_prompts_built_at_once(policy, env, records):
     for record in records[:4]:
-        assert common.prompts_of(policy, env, record, []) == [step["prompt_ids"] for step in record["steps"]]
-        history = [(common.Step(s["observation"], s["admissible"]), s["action"]) for s in record["steps"]]
+        assert distill.prompts_of(policy, env, record) == [step["prompt_ids"] for step in record["steps"]]
+        history = [(Step(s["observation"], s["admissible"]), s["action"]) for s in record["steps"]]
         for t, step in enumerate(record["steps"]):
             text = env.prompt(record["task"], history[:t], history[t][0], [], policy.style)
             assert policy.encode_prompt(text) == step["prompt_ids"]
 
 
 def test_records_survive_the_way_to_the_file(records):
-    line = json.loads(json.dumps(common.for_file(records[0])))
+    line = json.loads(json.dumps(for_file(records[0])))
     assert line["steps"][0]["n_admissible"] == len(records[0]["steps"][0]["admissible"])
     assert "prompt_ids" not in line["steps"][0] and line["steps"][0]["response_ids"] == records[0]["steps"][0]["response_ids"]
 
@@ -295,7 +306,7 @@ def test_records_survive_the_way_to_the_file(records):
 def skill(name, condition, task_type="heat", **more):
     return {
         "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type, "status": "candidate",
-        "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [],
+        "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [], "plain": [],
     } | more  # fmt: skip
 
 
@@ -312,27 +323,27 @@ def test_retrieval_prefers_matching_words_then_utility_and_keeps_to_the_type():
 
 
 def test_a_skill_lives_by_its_utility():
-    args = arguments(n_eval=3)
     good, bad = skill("good", "x"), skill("bad", "x")
     for k in range(3):
-        common.credit(good, 0.5, k, args)
-        common.credit(bad, -0.25, k, args)
+        mine.credit(good, {"delta": 0.5, "s_base": [0]}, k, n_eval=3)
+        mine.credit(bad, {"delta": -0.25, "s_base": [1]}, k, n_eval=3)
     assert good["status"] == "active" and good["utility"] == 0.5
     assert bad["status"] == "retired" and bad["retired_iter"] == 2
-    common.credit(good, -1.0, 3, args)
-    assert good["utility"] == pytest.approx(0.8 * 0.5 - 0.2)
+    mine.credit(good, {"delta": -1.0, "s_base": [1]}, 3, n_eval=3)
+    assert good["utility"] == pytest.approx(0.75 * 0.5 - 0.25)
 
 
 def test_a_candidate_that_never_shows_an_effect_is_retired():
-    args, one = arguments(n_eval=3), skill("empty", "x")
+    one = skill("empty", "x")
     for k in range(9):
-        common.credit(one, 0.0, k, args)
+        mine.credit(one, {"delta": 0.0, "s_base": [0]}, k, n_eval=3)
     assert one["status"] == "retired"
 
 
-def test_a_lower_bound_can_be_asked_for():
-    lucky = skill("lucky", "x", deltas=[1.0, -0.75, 0.5], utility=0.25, n_eval=3)
-    assert common.promotable(lucky, arguments()) and not common.promotable(lucky, arguments(promote_z=1.0))
+@pytest.mark.parametrize("module", [common, warmup, mine, distill], ids=lambda module: module.__name__)
+def test_the_worked_numbers_in_the_docstrings_are_right(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
 
 
 # ---- files and errors ----
@@ -363,7 +374,7 @@ def test_random_streams_have_names_and_no_memory():
 
 def test_an_unknown_model_is_refused_before_loading(tmp_path):
     with pytest.raises(UserError, match="--model"):
-        common.check_model(str(tmp_path / "nothing"))
+        check_model(str(tmp_path / "nothing"))
 
 
 def test_rows_of_other_prompts_do_not_merge():

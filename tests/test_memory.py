@@ -2,6 +2,7 @@
 
 pytest tests/test_memory.py"""
 
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from transformers import AutoModelForCausalLM
 
 import common
 import warmup
-from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, rollout, rows_of
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import cli, large, sampler
+from support import cli, large, sampler, training
+from support.packing import merge_prefixes
 from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
@@ -30,14 +32,19 @@ def records(chat_folder):
     records = rollout(Policy(chat_folder), env, [Play(t, t, ("m", t, i)) for t in env.tasks("train")[:2] for i in range(2)], max_response=9)
     for i, record in enumerate(records):
         record["steps"][-1]["reward"] = 10.0 * (i % 2)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     return records
 
 
-def gradient(policy, records, **changes):
+def sgd(policy):
+    """An optimizer that moves nothing: the gradient stays to be looked at."""
+    return torch.optim.SGD(large.trained(policy), lr=0.0)
+
+
+def gradient(policy, records, **how):
     """Flat gradient of an update's only mini-batch, and the losses."""
-    args = arguments(lr=0.0, weight_decay=0.0, grad_clip=1e9, mini_batch_rows=10**9, entropy_coef=0.01, **changes)
-    metrics = common.update(policy, torch.optim.SGD(large.trained(policy), lr=0.0), rows_of(records), args, np.random.default_rng(0))
+    loss, how = partial(common.gigpo_loss, entropy_coef=0.01), dict(grad_clip=1e9, mini_batch_rows=10**9, recompute_old=False) | how
+    metrics = common.update(policy, sgd(policy), rows_of(records), np.random.default_rng(0), loss, **how)
     return torch.cat([p.grad.flatten() for p in large.trained(policy)]), metrics
 
 
@@ -50,16 +57,16 @@ def test_logits_exist_for_response_tokens_only_and_in_chunks(chat_folder, record
     plain, _ = gradient(policy, records)
     head = policy.model.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
-    policy.logit_chunk = 7
+    policy.chunk = 7
     chunked, _ = gradient(policy, records)
     targets = sum(len(s.positions) for s in sequences)
     assert max(rows for rows, _ in seen) == 7 and sum(rows for rows, _ in seen) == 2 * targets  # forward, and again in the backward pass
     assert targets < sum(len(s.ids) for s in sequences) / 10
     assert torch.allclose(plain, chunked, atol=1e-6) and plain.norm() > 1e-3
     with torch.no_grad():
-        whole = token_logprobs(policy, sequences)
-        policy.logit_chunk = None
-        assert torch.allclose(torch.stack(whole), torch.stack(token_logprobs(policy, sequences)), atol=1e-6)
+        whole = policy.logprobs(sequences)
+        policy.chunk = 10**6
+        assert torch.allclose(torch.stack(whole), torch.stack(policy.logprobs(sequences)), atol=1e-6)
 
 
 def saved_bytes(policy, sequences, on):
@@ -67,7 +74,7 @@ def saved_bytes(policy, sequences, on):
     kept = {}
     large.recompute(policy, on)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t):
-        token_logprobs(policy, sequences)
+        policy.logprobs(sequences)
     large.recompute(policy, False)
     return sum(kept.values())
 
@@ -75,7 +82,7 @@ def saved_bytes(policy, sequences, on):
 def test_recomputed_activations_give_the_same_gradient_in_less_memory_and_leave_the_sampler_its_cache(chat_folder, records):
     plain, _ = gradient(Policy(chat_folder), records)
     policy = common.load_policy(str(chat_folder), arguments(gradient_checkpointing=True), trained=True)
-    again, _ = gradient(policy, records, gradient_checkpointing=True)
+    again, _ = gradient(policy, records, checkpointing=True)
     assert torch.equal(plain, again)
     sequences = merge_prefixes(rows_of(records))
     assert saved_bytes(policy, sequences, True) < 0.5 * saved_bytes(policy, sequences, False)
@@ -92,9 +99,10 @@ def test_bfloat16_computes_in_bfloat16_and_trains_float32_weights(chat_folder, r
     before = [p.detach().clone() for p in large.trained(policy)]
     assert all(p.dtype == torch.float32 for p in before)
     exact, _ = gradient(Policy(chat_folder), records)
-    rough, _ = gradient(policy, records, dtype="bfloat16")
+    rough, _ = gradient(policy, records)
     assert not torch.equal(exact, rough) and torch.nn.functional.cosine_similarity(exact, rough, 0) > 0.95
-    common.update(policy, torch.optim.AdamW(large.trained(policy), lr=1e-6), rows_of(records), args, np.random.default_rng(0))
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-6)
+    common.update(policy, optimizer, rows_of(records), np.random.default_rng(0))
     moved = torch.cat([(p - q).abs().flatten() for p, q in zip(large.trained(policy), before)])
     assert (moved > 1e-7).float().mean() > 0.9  # in bfloat16 a step of 1e-6 would round to nothing
     assert common.load_policy(str(chat_folder), args).model.dtype == torch.bfloat16  # what is only played is in bfloat16
@@ -104,17 +112,17 @@ def test_rollouts_compute_in_bfloat16_too(chat_folder):
     policy = common.load_policy(str(chat_folder), arguments(dtype="bfloat16"), trained=True)
     env = AlfWorld(houses=True, max_steps=2)
     records = rollout(policy, env, [Play(t, t, ("bf16", t)) for t in env.tasks("train")[:3]], max_response=9)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     sequences = merge_prefixes(rows_of(records))
-    sampler = torch.tensor([x for s in sequences for x in s.logprobs])
+    sampler = torch.tensor([x for s in sequences for x in s.old_logprobs])
     with torch.no_grad():
-        rough, exact = (token_logprobs(p, sequences)[0] for p in (policy, Policy(chat_folder)))
+        rough, exact = (p.logprobs(sequences)[0] for p in (policy, Policy(chat_folder)))
     assert (sampler - rough).abs().mean() < 0.05 and 1e-4 < (sampler - exact).abs().mean() < 0.05
 
 
 def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same_weights(monkeypatch, tmp_path, model_folder):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "make_env", lambda args: Doors())
+    monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     Path("model").symlink_to(model_folder)
     command = [*SMALL, "--iterations", "3", "--dtype", "bfloat16"]
     run_main(monkeypatch, warmup, *command, "--run", "whole")
@@ -132,11 +140,11 @@ def stops_at(n, function):
     """The function, which raises at its n-th call."""
     calls = []
 
-    def stopping(*given):
+    def stopping(*given, **more):
         calls.append(1)
         if len(calls) == n:
             raise RuntimeError("interrupted")
-        return function(*given)
+        return function(*given, **more)
 
     return stopping
 
@@ -145,10 +153,10 @@ def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, rec
     policy = Policy(chat_folder)
     longest = max(len(s.ids) for s in merge_prefixes(rows_of(records)))
 
-    def score(*asked):
+    def score(*asked, **more):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    policy.score = score
+    policy.logprobs = score
     with pytest.raises(UserError, match=rf"micro-batch of 2 x {longest} tokens: lower --micro-batch-tokens to {longest}"):
         gradient(policy, records, micro_batch_tokens=2 * longest)
     with pytest.raises(UserError, match="micro-batch of 1 .* add --gradient-checkpointing"):
@@ -161,7 +169,7 @@ def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, rec
 
 def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, model_folder):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "make_env", lambda args: Doors())
+    monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     loaded = []
     load = common.load_policy
     monkeypatch.setattr(common, "load_policy", lambda *given, **more: loaded.append(given[0]) or load(*given, **more))
@@ -175,11 +183,11 @@ def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, mod
 # ---- truncated importance weights ----
 
 
-def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_the_sampler(chat_folder, records):
+def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_the_sampler(chat_folder, records, monkeypatch):
     policy = Policy(chat_folder)
     rows = rows_of(records)
     with torch.no_grad():
-        exact = token_logprobs(policy, [s for row in rows for s in merge_prefixes([row])])[0].tolist()
+        exact = policy.logprobs([s for row in rows for s in merge_prefixes([row])])[0].tolist()
     shift = [0.4, -0.3, 3.0]  # the sampler's log-probs are off by this
     given = iter(exact)
     for row in rows:
@@ -188,15 +196,16 @@ def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_th
     def by_hand(cap):
         """Gradient of - sum w A log pi / N: at the first step the ratio of (9) is 1."""
         policy.model.zero_grad()
-        logp = token_logprobs(policy, [s for row in rows for s in merge_prefixes([row])])[0]
-        w = [min(np.exp(shift[j % 3]), cap) if cap else 1.0 for row in rows for j in range(len(row.response_ids))]
+        logp = policy.logprobs([s for row in rows for s in merge_prefixes([row])])[0]
+        w = [min(np.exp(shift[j % 3]), cap) for row in rows for j in range(len(row.response_ids))]
         a = [row.advantage for row in rows for _ in row.response_ids]
         (-(torch.tensor(w) * torch.tensor(a) * logp).sum() / len(w)).backward()
         return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
-    for cap in (2.0, 0.0, 1.2):
-        args = arguments(grad_clip=1e9, mini_batch_rows=10**9, entropy_coef=0.0, old_logprobs="trainer", tis_cap=cap)
-        metrics = common.update(policy, torch.optim.SGD(large.trained(policy), lr=0.0), rows, args, np.random.default_rng(0))
+    loss, how = partial(common.gigpo_loss, entropy_coef=0.0), dict(grad_clip=1e9, mini_batch_rows=10**9)
+    for cap in (2.0, 1.2):
+        monkeypatch.setattr(training, "TIS_CAP", cap)
+        metrics = common.update(policy, sgd(policy), rows, np.random.default_rng(0), loss, **how)
         found = torch.cat([p.grad.flatten() for p in policy.model.parameters()])
         assert torch.allclose(found, by_hand(cap), atol=1e-6)
     turns = [shift[j % 3] for row in rows for j in range(len(row.response_ids))]
@@ -220,23 +229,23 @@ def test_lora_trains_adapters_only_and_begins_as_the_plain_model(chat_folder, re
     assert sum(p.numel() for p in large.trained(policy)) < 0.4 * sum(p.numel() for p in plain.model.parameters())
     sequences = merge_prefixes(rows_of(records))
     with torch.no_grad():
-        assert torch.allclose(token_logprobs(policy, sequences)[0], token_logprobs(plain, sequences)[0], atol=1e-6)
+        assert torch.allclose(policy.logprobs(sequences)[0], plain.logprobs(sequences)[0], atol=1e-6)
 
 
 @needs_peft
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_reference_of_lora_is_the_adapter_switched_off_and_the_merged_weights_play_alike(tmp_path, chat_folder, records, checkpointing):
-    args = dict(beta=0.1, gradient_checkpointing=checkpointing, old_logprobs="trainer", mini_batch_rows=4)
-    policy = lora_policy(chat_folder, **args)
+    policy = lora_policy(chat_folder, gradient_checkpointing=checkpointing)
+    loss, how = partial(common.gigpo_loss, beta=0.1), dict(checkpointing=checkpointing, mini_batch_rows=4)
     reference, plain = large.without_adapter(policy), Policy(chat_folder)
     optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-2)
     for k in range(2):
-        common.update(policy, optimizer, rows_of(records), arguments(lora_rank=4, **args), np.random.default_rng(k), reference)
+        common.update(policy, optimizer, rows_of(records), np.random.default_rng(k), loss, reference, **how)
     sequences = merge_prefixes(rows_of(records))
     policy.save(tmp_path / "merged")
     with torch.no_grad():
-        trained, off, base = (token_logprobs(p, sequences)[0] for p in (policy, reference, plain))
-        merged = token_logprobs(Policy(tmp_path / "merged"), sequences)[0]
+        trained, off, base = (p.logprobs(sequences)[0] for p in (policy, reference, plain))
+        merged = Policy(tmp_path / "merged").logprobs(sequences)[0]
     assert torch.allclose(off, base, atol=1e-6) and (trained - base).abs().max() > 1e-2
     assert torch.allclose(trained, merged, atol=1e-4)
     assert load_file(tmp_path / "merged" / "model.safetensors").keys() == load_file(chat_folder / "model.safetensors").keys()
@@ -246,7 +255,7 @@ def test_the_reference_of_lora_is_the_adapter_switched_off_and_the_merged_weight
 @needs_peft
 def test_a_lora_run_that_was_interrupted_ends_with_the_same_weights_and_hands_on_a_plain_model(monkeypatch, tmp_path, model_folder):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(common, "make_env", lambda args: Doors())
+    monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     Path("model").symlink_to(model_folder)
     command = [*SMALL, "--iterations", "4", "--lora-rank", "2", "--beta", "0.01"]
     run_main(monkeypatch, warmup, *command, "--run", "whole")
@@ -266,7 +275,7 @@ def test_lora_in_bfloat16_keeps_the_model_in_bfloat16_and_the_adapters_in_float3
     policy = lora_policy(chat_folder, dtype="bfloat16")
     kinds = {p.dtype for name, p in policy.model.named_parameters() if ".lora_" not in name}
     assert kinds == {torch.bfloat16} and {p.dtype for p in large.trained(policy)} == {torch.float32}
-    flat, _ = gradient(policy, records, dtype="bfloat16")
+    flat, _ = gradient(policy, records)
     assert flat.norm() > 0
 
 

@@ -80,22 +80,23 @@ def records(model_folder):
     records = rollout(common.Policy(model_folder), env, [Play(t, t, ("p", t, i)) for t in env.tasks("train")[:3] for i in range(3)])
     for i, record in enumerate(records):
         record["success"], record["steps"][-1]["reward"] = i % 2 == 0, 10.0 * (i % 2 == 0)
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     return records
 
 
 def one_update(records, folder, **changes):
     """An update of five mini-batches with every term of the loss, in unequal micro-batches."""
-    args = arguments(beta=0.1, entropy_coef=0.01, mini_batch_rows=15, micro_batch_tokens=250, lr=1e-3, old_logprobs="trainer", **changes)
+    args = arguments(beta=0.1, **changes)
     parallel.begin("cpu")
-    policy = common.load_policy("model", args, trained=True)
-    ref_policy = large.without_adapter(policy) if args.lora_rank else common.load_policy("model", args, reference=True)
-    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr)
+    policy, ref_policy, _ = common.load_training("model", "model", args)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-3)
     rows = rows_of(records)
     for row in rows_of(records)[::2]:
-        row.rl, row.weights, row.gated = False, [0.7] * len(row.response_ids), len(row.response_ids)
+        row.rl, row.weights, row.n_taught = False, [0.7] * len(row.response_ids), len(row.response_ids)
         rows.append(row)
-    metrics = common.update(policy, optimizer, rows, args, np.random.default_rng(0), ref_policy, 0.3)
+    loss = partial(distill.siri_loss, lam=0.3, beta=0.1, entropy_coef=0.01)
+    how = dict(mini_batch_rows=15, micro_batch_tokens=250, recompute_old=True)
+    metrics = common.update(policy, optimizer, rows, np.random.default_rng(0), loss, ref_policy, **how)
     policy.save(folder)
     if parallel.rank() == 0:
         Path(folder, "metrics.json").write_text(json.dumps(metrics))
@@ -167,7 +168,7 @@ def test_a_phase_tells_the_same_story_with_one_process_and_with_several(n, shard
 def test_all_three_phases_run_in_two_processes():
     arguments = [*SMALL, "--iterations", "3", "--lr", "3e-3"]
     succeeds(2, phase(warmup, [*arguments, "--stop-at", "0"]))
-    succeeds(2, phase(mine, [*arguments, "--mine-every", "3", "--promote-all", "--per-type", "8", "--max-skill-tokens", "8"]), True)
+    succeeds(2, phase(mine, [*arguments, "--mine-every", "3"]), True)
     succeeds(2, phase(distill, [*arguments, "--k-warm", "0"]), True)
     assert Path("runs/default/distill/policy/model.safetensors").exists()
     games = ["--games", "6", "--repetitions", "1", "--threads", "1", "--device", "cpu"]
@@ -196,11 +197,11 @@ def dies_in_iteration(k, main, arguments, ranks):
     """The phase, in which some processes are killed within iteration k's update."""
     update, calls = common.update, []
 
-    def fatal(*given):
+    def fatal(*given, **more):
         calls.append(1)
         if parallel.rank() in ranks and len(calls) == k + 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return update(*given)
+        return update(*given, **more)
 
     sys.modules[main.__module__].update = fatal
     play(main, arguments)

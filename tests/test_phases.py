@@ -1,6 +1,5 @@
 """The scripts: errors before any model loads, every phase killed at random moments, learning.   pytest tests/test_phases.py"""
 
-import argparse
 import json
 import os
 import random
@@ -19,13 +18,13 @@ import mine
 import warmup
 from envs import UserError
 from support import cli, files
-from tests.conftest import ended, play, run_main, start
+from tests.conftest import ended, play, run_main, start, toy_worlds
 from tests.toy import Doors
 
 SMALL = "--groups 6 --group-size 4 --threads 1 --mini-batch-rows 30 --seed 1 --lr 0.003 --model model".split()
 PHASES = {
     warmup: [*SMALL, "--iterations", "6", "--stop-at", "0"],
-    mine: [*SMALL, "--iterations", "6", "--mine-every", "3", "--promote-all", "--per-type", "8", "--max-skill-tokens", "8"],
+    mine: [*SMALL, "--iterations", "6", "--mine-every", "3"],
     distill: [*SMALL, "--iterations", "6", "--k-warm", "0"],
 }
 
@@ -41,9 +40,7 @@ def own_folder(tmp_path, monkeypatch, model_folder):
 
 @pytest.fixture
 def toy(monkeypatch):
-    """The phases play tests/toy.py, of which a random policy wins many episodes."""
-    monkeypatch.setattr(common, "make_env", lambda args: Doors())
-    monkeypatch.setattr(evaluate, "make_env", lambda args: Doors())
+    toy_worlds(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,7 @@ def finished(tmp_path_factory, model_folder):
     shutil.copytree(model_folder, folder / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(common, "make_env", lambda args: Doors())
+        toy_worlds(patch)
         for script, arguments in PHASES.items():
             run_main(patch, script, *arguments)
     return folder / "runs"
@@ -133,9 +130,8 @@ def test_the_candidates_of_one_iteration_are_tried_by_as_many_groups_each():
     ]
     for skill in skills:
         skill["task_type"] = env.task_type(env.tasks("train")[0])
-    args = argparse.Namespace(seed=0, group_size=4, explore=0.5)
-    _, shown = mine.paired_groups(env, env.tasks("train")[:1] * 9, skills, args, 0)
-    tried = [skill["skill_id"] for one in shown.values() for skill in one]
+    plan = mine.plan_pairs(env, env.tasks("train"), skills, n_groups=9, n_eval=3, stream=files.rng(0))
+    tried = [skill["skill_id"] for _, shown in plan for skill in shown]
     assert {name: tried.count(name) for name in sorted(set(tried))} == {"s0": 3, "s1": 3, "s2": 3}
 
 
@@ -144,8 +140,8 @@ def test_a_world_of_one_task_type_gives_twelve_successes_and_others_a_few_of_eac
         about = {"traj_id": f"t{i:02d}", "task_id": f"game {i}", "group_id": f"g{i}", "task_type": kind}
         return about | {"condition": "plain", "success": True, "steps": [0] * (1 + i)}
 
-    assert len(mine.choose_successes([record(i, "shopping") for i in range(30)], 2)) == 12
-    mixed = mine.choose_successes([record(i, f"type {i % 3}") for i in range(30)], 2)
+    assert len(mine.choose_successes([record(i, "shopping") for i in range(30)], [], [], 2)) == 12
+    mixed = mine.choose_successes([record(i, f"type {i % 3}") for i in range(30)], [], [], 2)
     assert [r["traj_id"] for r in mixed] == [f"t{i:02d}" for i in range(6)]
 
 
@@ -163,7 +159,7 @@ def test_the_three_phases_hand_on_their_files(finished):
     assert not any(s["gate"] for r in records if r["condition"] == "plain" for s in r["steps"])
 
 
-def test_the_gate_and_the_weight_of_the_methods_worked_example_and_what_each_ablation_leaves_out(policy):
+def test_the_gate_and_the_weight_of_the_methods_worked_example(policy):
     skill = {"skill_id": "s", "condition": "find something", "strategy": "open it"}
     plays = [common.Play("train/00", group, (group, i), [skill] * (i < 3)) for group in ("helped", "harmed") for i in range(4)]
     records = common.rollout(policy, Doors(), plays)
@@ -172,18 +168,13 @@ def test_the_gate_and_the_weight_of_the_methods_worked_example_and_what_each_abl
         for s in r["steps"]:
             s["advantage"] = advantage
 
-    def taught(*without):
-        args = argparse.Namespace(w_max=2.0, without=without, adv_mode="mean_std_norm")
-        twins = distill.plain_twins(policy, Doors(), records, {"helped": 0.5, "harmed": -0.5}, args)
-        assert all("hint" not in policy.decode(row.prompt_ids) and not row.rl for row in twins)
-        weights = {r["traj_id"]: {s["weight"] for s in r["steps"]} for r in records}
-        return [weights[f"{group}/{i}"] for group in ("helped", "harmed") for i in range(4)], sum(row.gated for row in twins)
-
-    weights, tokens = taught()
-    assert weights == [{0.9}, {0}, {2}, {0}, {0}, {0}, {0}, {0}]
-    assert taught("gate")[0] == [{0.9}, {0}, {2}, {0}, {0.9}, {0}, {2}, {0}]
-    assert taught("weight")[0] == [{1}, {1}, {1}, {0}, {0}, {0}, {0}, {0}]
-    assert taught("mask")[1] == sum(len(s["response_ids"]) for r in records[:3] for s in r["steps"]) > tokens > 0
+    twins, taught = distill.plain_twins(policy, Doors(), records, {"helped": 0.5, "harmed": -0.5})
+    assert all("hint" not in policy.decode(row.prompt_ids) and not row.rl for row in twins)
+    weights = {r["traj_id"]: {s["weight"] for s in r["steps"]} for r in records}
+    found = [weights[f"{group}/{i}"] for group in ("helped", "harmed") for i in range(4)]
+    assert found == [{0.9}, {0}, {2}, {0}, {0}, {0}, {0}, {0}]
+    assert taught["gated_tokens"] == sum(row.n_taught for row in twins) > 0
+    assert taught["mean_weight"] == pytest.approx(sum(sum(row.weights) for row in twins) / taught["gated_tokens"])
 
 
 def test_snapshots_are_kept_and_the_learning_rate_falls(monkeypatch, toy):
@@ -341,9 +332,9 @@ def test_every_script_answers_help(monkeypatch, capsys, script):
 # ---- learning ----
 
 
-def test_the_environment_of_one_file_is_shown_whole_in_the_readme():
+def test_the_environment_of_one_file_is_shown_whole_in_the_docs():
     root = Path(__file__).resolve().parent.parent
-    assert (root / "tests" / "toy.py").read_text() in (root / "README.md").read_text()
+    assert (root / "tests" / "toy.py").read_text() in (root / "docs" / "environments.md").read_text()
 
 
 def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):

@@ -86,6 +86,59 @@ def test_a_model_without_config_is_refused_in_one_line(tmp_path):
         plan.read_config(str(tmp_path))
 
 
+# ---- seconds ----
+
+MEASURED = {  # one H100, 2026-11-26: (model, rank, rows, tokens a row, response) -> tokens/s of an update
+    "1.5B": ("Qwen2.5-1.5B", 0, 128, 623.5, 128, 25_100),
+    "7B LoRA": ("Qwen2.5-7B", 64, 96, 600, 64, 7_756),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_seconds_of_an_update_are_within_15_percent_of_those_measured_on_an_h100(name):
+    model, rank, rows, length, response, rate = MEASURED[name]
+    s = plan.Sizes(plan.read_config(model))
+    flops = plan.update_flops(s, rows, length - response, response, rank, passes=0)
+    estimated = flops / (760e12 * plan.UPDATE_SHARE)
+    assert estimated == pytest.approx(rows * length / rate, rel=0.15)
+
+
+def table(text):
+    """{GPUs: [rollout, update, sync, host, sum, hours, ...]} of the printed plan."""
+    lines = text[text.index("seconds of an iteration") :].splitlines()[2:6]
+    lines = [line.replace(" in 2 machines", "").split(" does NOT")[0].split() for line in lines]
+    return {int(line[0]): [float(x.replace(",", "")) for x in line[1:]] for line in lines}
+
+
+def test_more_gpus_shorten_updates_in_proportion_and_rollouts_less(monkeypatch, capsys):
+    found = table(printed(monkeypatch, capsys, "--lora-rank", "64", "--gradient-checkpointing"))
+    assert list(found) == [1, 2, 8, 16]
+    assert found[8][1] == pytest.approx(found[1][1] / 8, rel=0.01)
+    assert found[16][0] < found[8][0] < found[1][0] < 8 * found[8][0]  # a token position has a floor
+    assert found[1][3] == found[16][3]  # what every process does for itself stays
+
+
+def test_hours_are_those_of_all_iterations_and_the_price_is_of_all_gpus(monkeypatch, capsys):
+    text = printed(monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--iterations", "3600", "--price", "2")
+    for gpus, (*_, total, hours, cost) in table(text).items():
+        assert hours == pytest.approx(total, abs=0.1) and cost == pytest.approx(2 * gpus * hours, rel=0.01)
+
+
+def test_a_measured_token_position_replaces_the_estimated_one(monkeypatch, capsys):
+    more = "--mean-steps 10 --mean-response 100".split()
+    few, many = (
+        table(printed(monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--position-ms", ms, *more))
+        for ms in ("10", "30")
+    )
+    assert many[1][0] - few[1][0] == pytest.approx(10 * 100 * 0.02, abs=0.2)
+
+
+@pytest.mark.parametrize("typed", ["--gpus 0", "--gpus -1", "--price nan", "--memory 0", "--card B200"])
+def test_what_no_machine_has_is_refused_in_one_line(monkeypatch, capsys, typed):
+    with pytest.raises(UserError, match=typed.split()[0]):
+        printed(monkeypatch, capsys, *typed.split())
+
+
 # ---- measured peaks ----
 
 SMALL = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
@@ -114,16 +167,15 @@ def measure(
 
     import common
     from benchmarks.measure import chat_prompts, make_model, peak_memory, random_rows
-    from tests.conftest import arguments
+    from support import packing
 
     texts = chat_prompts(prompts)
-    args = arguments(threads=1, beta=0.0, mini_batch_rows=10**6, micro_batch_tokens=10**6)
     with tempfile.TemporaryDirectory() as folder:
         config = make_model(folder, kind, texts, vocab_size=vocab, intermediate_size=mlp, num_hidden_layers=layers, **SMALL)
         policy = common.Policy(folder)
-        policy.logit_chunk = logit_chunk
+        policy.chunk = logit_chunk or policy.chunk
         rows = random_rows(policy, texts, response)
-        sequences = common.merge_prefixes(rows)
+        sequences = packing.merge_prefixes(rows)
         s, length = plan.Sizes(config), max(len(one.ids) for one in sequences)
         tokens, targets = len(sequences) * length, sum(len(one.positions) for one in sequences)
         expected = plan.peak(*plan.micro_batch_bytes(s, tokens, targets, dtype, checkpointing, logit_chunk, lora_rank))
@@ -131,8 +183,9 @@ def measure(
         def updates():
             trained = common.Policy(folder)
             optimizer = torch.optim.AdamW(trained.model.parameters(), lr=1e-5)
+            whole_batches = dict(mini_batch_rows=10**6, micro_batch_tokens=10**6, recompute_old=False)
             for k in range(2):
-                common.update(trained, optimizer, rows, args, np.random.default_rng(k))
+                common.update(trained, optimizer, rows, np.random.default_rng(k), **whole_batches)
 
         if whole:
             updates()
@@ -147,7 +200,7 @@ def measure(
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            loss, _ = common.loss_of(policy, sequences, targets, 1, args)
+            loss, _ = common.gigpo_loss(common.score(policy, sequences))
         loss.backward()
         policy.model.zero_grad()
 

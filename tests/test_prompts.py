@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common import Policy, action_token_mask
+from common import Policy
+from distill import action_token_mask
 from envs import Step, action_span, alfworld_prompts, houses, skill_section
 from tiny import alfworld_lessons, build
 from tiny.players import CONDITIONS, clauses_of, describe, general_skill, where_skill
@@ -112,7 +113,7 @@ def test_the_action_span_is_the_stripped_text_between_the_tags():
 
 def test_the_action_mask_covers_the_action_and_not_the_end(policy):
     ids = policy.encode("take mug 1 from shelf 1\n")
-    assert action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids}) == [1, 1, 1, 1, 0]
+    assert action_token_mask(policy, {"response": policy.decode(ids), "response_ids": ids, "valid": True}) == [1, 1, 1, 1, 0]
 
 
 @pytest.mark.parametrize(

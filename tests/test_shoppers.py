@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import common
-from common import Play, Policy, assign_advantages, merge_prefixes, prompts_of, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, rollout, rows_of
+from distill import prompts_of
 from envs import FreeText, Step, shop
 from envs import webshop_prompts as words
 from envs.webshop import WebShop
 from envs.webshop_data import Nouns
-from tests.conftest import arguments
+from support import models
+from support.packing import merge_prefixes
 from tiny import build, webshop_lessons
 from tiny.shoppers import CLAUSES, KINDS, describe, fits, skill
 
@@ -222,12 +223,12 @@ def test_a_policy_searches_in_the_instructions_words_and_trainer_and_sampler_agr
             if step["action"].startswith("search["):
                 assert set(step["action"][7:-1].split()) <= own and len(step["response_ids"]) < words.QUERY_TOKENS + 12
                 assert len(step["allowed"][1]) > 5
-    assign_advantages(records, env, arguments())
+    assign_advantages(records, env, mode="mean_norm")
     sequences = merge_prefixes(rows_of(records))
     assert len(sequences) == len(records)  # append-only: an episode is one sequence
     with torch.no_grad():
-        found, _ = token_logprobs(policy, sequences)
-    sampled = torch.tensor([x for s in sequences for x in s.logprobs])
+        found, _ = policy.logprobs(sequences)
+    sampled = torch.tensor([x for s in sequences for x in s.old_logprobs])
     assert torch.allclose(found, sampled, atol=1e-4) and len(found) > 100
     record = next(record for record in records if record["condition"] == "skill")
     assert prompts_of(policy, env, record, record["skills"]) == [step["prompt_ids"] for step in record["steps"]]
@@ -329,7 +330,7 @@ def test_the_shipped_weights_read_and_write_and_are_small():
     assert policy.style == "compact+note" and policy.decode(policy.encode(" usb 日 #3\n")) == " usb 日 #3\n"
     assert sum(file.stat().st_size for file in (build.HERE / "webshop").iterdir()) < 5_000_000
     assert len(policy.tokenizer) == webshop_lessons.VOCABULARY
-    common.check_model(str(build.HERE / "webshop"))
+    models.check_model(str(build.HERE / "webshop"))
 
 
 def test_the_shipped_weights_shop_far_better_with_a_skill_in_the_prompt():

@@ -11,18 +11,20 @@ import pytest
 import torch
 
 import common
+import mine
 import warmup
-from common import Play, Policy, assign_advantages, merge_prefixes, rollout, rows_of, token_logprobs
+from common import Play, Policy, assign_advantages, rollout, rows_of
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import files, large, vllm_engine
+from support import files, large, models, vllm_engine
+from support.packing import merge_prefixes
 from tests.conftest import arguments, make_chat_model, run_main
 
 needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
 
 
 def settings(**changes):
-    return arguments(sampler="vllm", rollout_batch=4, max_prompt=1500, max_response=12, old_logprobs="trainer", lr=1e-3, **changes)
+    return arguments(engine="vllm", rollout_batch=4, max_prompt=1500, max_response=12, lr=1e-3, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +73,9 @@ def test_greedy_tokens_equal_those_of_transformers(policy, env, folder):
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_log_probs_are_those_of_the_trainer(policy, env, temperature):
     records = rollout(policy, env, plays_of(env), temperature=temperature, batch=4, max_response=12)
-    assign_advantages(records, env, settings())
+    assign_advantages(records, env, mode="mean_norm")
     with torch.no_grad():
-        trainer, _ = token_logprobs(policy, [s for row in rows_of(records) for s in merge_prefixes([row])], temperature)
+        trainer, _ = policy.logprobs([s for row in rows_of(records) for s in merge_prefixes([row])], temperature)
     sampler = torch.tensor([x for r in records for s in r["steps"] for x in s["logprobs"]])
     assert len(sampler) > 100 and (trainer - sampler).abs().max() < 1e-4
     assert len({tuple(ids) for record in texts(records) for ids in record}) > 10  # it does sample
@@ -131,9 +133,9 @@ def test_at_most_so_many_episodes_are_in_flight_and_a_waiting_one_enters_when_on
 
 @needs_vllm
 def test_skills_are_written_by_the_engine(policy):
-    written = common.generate(policy, ["tell me", "and me"], [("w", 0), ("w", 1)], 0.0, 6)
+    written = mine.generate(policy, ["tell me", "and me"], [("w", 0), ("w", 1)], 0.0, 6)
     policy.engine, engine = None, policy.engine
-    assert written == common.generate(policy, ["tell me", "and me"], [("w", 0), ("w", 1)], 0.0, 6) and engine is not None
+    assert written == mine.generate(policy, ["tell me", "and me"], [("w", 0), ("w", 1)], 0.0, 6) and engine is not None
 
 
 # ---- weights ----
@@ -143,9 +145,9 @@ def one_update(policy, env, args):
     records = rollout(policy, env, plays_of(env), batch=4, max_response=8)
     for i, record in enumerate(records):
         record["steps"][-1]["reward"] = 10.0 * (i % 2)
-    assign_advantages(records, env, args)
+    assign_advantages(records, env, mode="mean_norm")
     optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr)
-    return common.update(policy, optimizer, rows_of(records), args, np.random.default_rng(0))
+    return common.update(policy, optimizer, rows_of(records), np.random.default_rng(0))
 
 
 @needs_vllm
@@ -160,7 +162,7 @@ def test_after_an_update_the_engine_has_the_new_weights(policy, env):
     assert texts(after) == texts(expected) != texts(before)
     sequences = [s for row in rows_of(with_advantage(after)) for s in merge_prefixes([row])]
     with torch.no_grad():
-        trainer, _ = token_logprobs(policy, sequences)
+        trainer, _ = policy.logprobs(sequences)
     assert (trainer - torch.tensor([x for s in sequences for x in s.logprobs])).abs().max() > 0  # greedy: 0, not the policy's own
 
 
@@ -238,7 +240,7 @@ def test_constrained_sampling_and_stand_ins_are_refused(monkeypatch, model_folde
     with pytest.raises(UserError, match="samples freely"):
         run_main(monkeypatch, warmup, "--engine", "vllm", "--constrain")
     with pytest.raises(UserError, match="stand-in"):
-        common.check_model(str(model_folder), settings())
+        models.check_model(str(model_folder), settings())
 
 
 def test_two_engines_of_a_kind_are_refused(monkeypatch):

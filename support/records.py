@@ -1,0 +1,74 @@
+"""Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every phase has."""
+
+import sys
+from collections import defaultdict
+
+import numpy as np
+from tqdm import tqdm
+
+from support import parallel
+
+
+def new_record(play, task_type, task):
+    """The record of an episode that has not begun.  play: a common.Play; task: its goal sentence."""
+    return {
+        "traj_id": "/".join(map(str, play.key)),
+        "group_id": play.group_id,
+        "task_id": play.task_id,
+        "task_type": task_type,
+        "task": task,
+        "condition": "skill" if play.skills else "plain",
+        "skill_ids": [skill["skill_id"] for skill in play.skills],
+        "skills": play.skills,
+        "success": False,
+        "score": 0.0,
+        "reward": 0.0,
+        "steps": [],
+    }
+
+
+def progress(n, title):
+    """A progress bar over n episodes; none where nobody watches a terminal."""
+    quiet = not sys.stderr.isatty() or parallel.rank() > 0
+    return tqdm(total=n, desc=title, leave=False, disable=quiet)
+
+
+def for_file(record):
+    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
+    steps = []
+    for step in record["steps"]:
+        drop = ("prompt_ids", "allowed", "admissible")
+        line = {key: value for key, value in step.items() if key not in drop}
+        line["n_admissible"] = len(step["admissible"])
+        line["logprobs"] = [round(x, 5) for x in step["logprobs"]]
+        steps.append(line)
+    return {key: value for key, value in record.items() if key != "skills"} | {"steps": steps}
+
+
+def episode_metrics(records, max_response=512):
+    """Success by condition, lengths, rates and what the advantages look like."""
+    steps = [step for record in records for step in record["steps"]]
+    metrics = {}
+    for condition in ("plain", "skill"):
+        part = [record["success"] for record in records if record["condition"] == condition]
+        if part:
+            metrics |= {f"success_{condition}": float(np.mean(part)), f"episodes_{condition}": len(part)}
+    outcomes = defaultdict(set)
+    for record in records:
+        outcomes[record["group_id"]].add(record["success"])
+    advantages = np.array([step["advantage"] for step in steps])
+    return metrics | {
+        "score": float(np.mean([record["score"] for record in records])),
+        "mean_steps": len(steps) / len(records),
+        "env_steps": len(steps),
+        "valid_rate": float(np.mean([step["valid"] for step in steps])),
+        "inadmissible_rate": float(np.mean([step["fails"] for step in steps])),
+        "truncated": sum(step["truncated"] for step in steps),
+        "cut_rate": float(np.mean([len(step["response_ids"]) >= max_response for step in steps])),
+        "response_tokens": sum(len(step["response_ids"]) for step in steps),
+        "no_signal": float(np.mean([len(seen) == 1 for seen in outcomes.values()])),  # groups of wins only, or of losses only
+        "advantage_std": float(advantages.std()),
+        "advantage_max": float(np.abs(advantages).max()),
+        "anchor_size": float(np.mean([step["anchor_size"] for step in steps])),
+        "anchor_shared": float(np.mean([step["anchor_size"] > 1 for step in steps])),
+    }
