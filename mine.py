@@ -107,7 +107,7 @@ def write_skills(policy, env, chosen, bank, k, seed, temperature=0.7, max_new=25
             # the world reads the answer: it refuses what is empty, too long, or cannot transfer
             # because it names "cabinet 3"
             skill |= env.parse_skill(answer, policy.style)
-            if skill["task_type"] is None:
+            if skill["task_type"] != record["task_type"]:
                 # where one kind of thing lies: so few games are for it that it proves nothing
                 raise ValueError("for one object only")
             if any(alike(skill, other) for other in bank + new):

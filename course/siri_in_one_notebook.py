@@ -384,7 +384,7 @@ print(f"validation games: {mined}; {time.time() - began:.0f} s")
 # %%
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4)
 for _ in range(max(1, round(16 * BUDGET))):
-    iteration(policy, optimizer, "distillation", best, lam=0.5)
+    iteration(policy, optimizer, "distillation", best, lam=1.0)
 end = {"plain prompt": evaluate(policy), "with the best active skill": evaluate(policy, best)}
 print(f"validation games: {end}; {time.time() - began:.0f} s")
 

@@ -67,15 +67,19 @@ class Steady:
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
-    sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)
-    try:
-        from support import parallel  # imports torch
+    from transformers.utils.logging import disable_progress_bar
 
-        if parallel.rank():
+    from support import parallel
+
+    disable_progress_bar()  # of loading and saving: one per iteration otherwise
+    sys.stdout, sys.stderr, rank = Steady(sys.stdout), Steady(sys.stderr), 0
+    try:
+        rank = parallel.rank()
+        if rank:
             sys.stdout = open(os.devnull, "w")
         main()
     except UserError as mistake:
-        if "parallel" not in locals() or parallel.rank() == 0 or parallel.alone:  # most are found by all processes, told by one
+        if rank == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:

@@ -199,7 +199,8 @@ def lives(skills, pairs, phases):
     for skill in skills:
         keep = ("skill_id", "task_type", "title", "condition", "strategy", "status", "utility", "n_eval", "source_traj_ids", "retired_iter")
         rows.append({key: skill.get(key) for key in keep} | {"pairs": history[skill["skill_id"]], "why": why(skill)})
-    return rows
+    order = ("active", "retired", "candidate")
+    return sorted(rows, key=lambda row: (order.index(row["status"]) if row["status"] in order else 3, -len(row["pairs"]), row["skill_id"]))
 
 
 def why(skill):
@@ -351,6 +352,7 @@ METRICS = {
     "valid_rate": ("share of well-formed responses", ""),
     "inadmissible_rate": ("share of actions that the world does not know in that state", ""),
     "truncated": ("prompts that lost history to fit, or episodes that ended because the context was full", ""),
+    "cut_rate": ("share of responses that were cut off at the largest length", ""),
     "response_tokens": ("sampled tokens of the iteration", ""),
     "no_signal": ("share of groups that were won by all or by none: their episode advantages are 0", ""),
     "advantage_std": ("standard deviation of A of (7) over all steps", ""),
@@ -360,9 +362,9 @@ METRICS = {
     "pg_loss": ("clipped policy-gradient loss (9), mean per token", ""),
     "kl": ("KL estimate k3 to the reference policy (10), mean per token", ""),
     "entropy": ("entropy over what could be sampled, mean per token", ""),
-    "clip_fraction": ("share of choices where the clip of (9) was active", "clipped"),
-    "dual_clip_fraction": ("share of choices where the dual clip of (9) was active", "dual_clipped"),
-    "logprob_change": ("mean absolute change of a log-prob within the update", "change"),
+    "clip_fraction": ("share of choices where the clip of (9) was active", ""),
+    "dual_clip_fraction": ("share of choices where the dual clip of (9) was active", ""),
+    "logprob_change": ("mean absolute change of a log-prob within the update", ""),
     "l_int": ("internalisation loss (19): minus the mean of w log pi(y | plain prompt) over taught tokens", ""),
     "lambda": ("weight of L_int in (20)", ""),
     "gated_tokens": ("sum M of (17): action tokens of skill episodes in groups where the skill helped", ""),
@@ -383,7 +385,7 @@ METRICS = {
 }
 
 
-def places(files=("common.py", "distill.py", "mine.py", "support/*.py")):
+def places(files=("support/records.py", "common.py", "distill.py", "mine.py", "support/*.py")):
     """{name: [(file, line number, text)]} of every key that the code computes: of a dict, a subscript or a keyword, as in Counter(x=...)."""
     found = defaultdict(list)
     for path in (path for pattern in files for path in sorted(ROOT.glob(pattern))):

@@ -364,7 +364,7 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_a_skill_without_a_key_is_refused(tmp_path):
     path = tmp_path / "skills.jsonl"
     path.write_text(json.dumps({"skill_id": "x", "condition": "c"}) + "\n")
-    with pytest.raises(UserError, match="skill 1: a skill without task_type, strategy"):
+    with pytest.raises(UserError, match="line 1: a skill without task_type, strategy"):
         files.skills_file(path)
 
 

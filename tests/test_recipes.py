@@ -23,7 +23,7 @@ RECIPES = {
     "qwen7b_sharded": ["alfworld"],
 }  # fmt: skip
 SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
-TINY = [*SMALL, *"--iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
+TINY = [*SMALL, *"--allow-malformed --iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
 
 
 @pytest.fixture(scope="module")
