@@ -333,7 +333,7 @@ class Run:
     def set_lr(self, optimizer):
         """This iteration's learning rate: linearly from --lr to --lr-end times that at the end of --iterations or --minutes.
 
-        Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (LAB.md)."""
+        Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant rate then walks at random (docs/lab.md)."""
         spent = self.clock() / (60 * self.args.minutes) if self.args.minutes else 0.0
         share = min(1.0, max(spent, self.iteration / self.args.iterations))
         for group in optimizer.param_groups:
