@@ -247,6 +247,8 @@ def arguments():
     group.add_argument("--baseline", type=text, help=about)
     about = "output folder (default: runs/NAME/evaluate)"
     group.add_argument("--out", type=text, help=about)
+    about = "only write runs/NAME/report.html from what is there, also of a run in progress"
+    group.add_argument("--report", action="store_true", help=about)
     args = parse_args(parser)
     if args.with_skills and not args.policy:  # else the file would be ignored without a word
         raise UserError("--with-skills adds arms to those of --policy: name these, too")
@@ -255,6 +257,9 @@ def arguments():
 
 def main():
     args = arguments()
+    if args.report:
+        print(f"written: {write_report(Path('runs') / args.run)}")
+        return
     arms = parallel.first(lambda: named_arms(args) if args.policy else default_arms(args))
     # read and checked once, however many arms show them
     banks = {path: skills_file(path, args.env) if path else [] for _, _, path in arms}
@@ -317,6 +322,9 @@ def main():
     release(out)
     written = "results.jsonl, summary.json, success.png, types.png" + ", curves.png" * bool(drawn)
     print(f"written to {out}: {written}", flush=True)
+    if not args.policy:
+        page = write_report(Path("runs") / args.run)
+        print(f"the whole run in one page: {page}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """One skill's way through a finished run, as the README tells it.
 
-    python recipes/example.py [--run NAME]      # after warmup.py, mine.py and distill.py
+    python recipes/example.py [--run NAME] [--skill mine-1-4]     # after all three phases
 
-It prints the active skill with the clearest pair, the won episode that the skill was written from,
-all its pairs, and then plays the game of that pair again under the plain prompt, with the policy
-that had mined and with the distilled one: four episodes each, with the random streams that the
-pair's plain episodes had, at the temperature of training.
+It prints the active skill with the clearest pair (or --skill), the won episode that the skill was
+written from, all its pairs, and then plays the game of that pair again under the plain prompt,
+with the policy that had mined and with the distilled one: four episodes each, with the random
+streams that the pair's plain episodes had, at the temperature of training.
 """
 
 import sys
@@ -19,14 +19,17 @@ from support.files import read_jsonl  # noqa: E402
 from support.runs import finished_phase, policy_folder  # noqa: E402
 
 
-def clearest_pair(bank, pairs):
-    """(skill, pair) with the largest effect of a skill that was promoted; UserError without one."""
-    promoted = {skill["skill_id"]: skill for skill in bank if skill["status"] == "active"}
-    tested = [pair for pair in pairs if pair["skill_ids"][0] in promoted]
+def clearest_pair(bank, pairs, wanted=None):
+    """(skill, pair) with the largest effect of an active skill, or of the one that is wanted."""
+    possible = {s["skill_id"]: s for s in bank if wanted in (None, s["skill_id"])}
+    if wanted is None:
+        possible = {key: skill for key, skill in possible.items() if skill["status"] == "active"}
+    tested = [pair for pair in pairs if pair["skill_ids"][0] in possible]
     if not tested:
-        raise UserError("no promoted skill with a pair in this run: mine longer (--iterations)")
+        what = f"no pair of {wanted}" if wanted else "no active skill with a pair"
+        raise UserError(f"{what} in this run: skills.jsonl of its mining has the skills' ids")
     best = max(tested, key=lambda pair: pair["delta"])  # the first one, where several are equal
-    return promoted[best["skill_ids"][0]], best
+    return possible[best["skill_ids"][0]], best
 
 
 def told(record):
@@ -37,11 +40,13 @@ def told(record):
 
 
 def main():
-    args = parse_args(base_parser(__doc__))
+    parser = base_parser(__doc__)
+    parser.add_argument("--skill", help="id of the skill (default: that of the clearest pair)")
+    args = parse_args(parser)
     run = Path("runs") / args.run
     warm, mined, distilled = (finished_phase(run / p) for p in ("warmup", "mine", "distill"))
     pairs = read_jsonl(mined / "pairs.jsonl")
-    skill, pair = clearest_pair(read_jsonl(mined / "skills.jsonl"), pairs)
+    skill, pair = clearest_pair(read_jsonl(mined / "skills.jsonl"), pairs, args.skill)
     played = read_jsonl(mined / "trajectories.jsonl")
     episodes = read_jsonl(warm / "trajectories.jsonl") + played
     origin = next(r for r in episodes if r["traj_id"] == skill["source_traj_ids"][0])
