@@ -246,7 +246,9 @@ class Sampler:
         mask = None  # without a past: causal, as models are without a mask
         model = self.policy.sampling
         if past or self.windowed:
-            dtype = self.cache.kv[0][0].dtype if past else model.dtype
+            kind = ids.device.type  # the mask is added to scores, which are in the dtype of computing
+            mixed = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if mixed else model.dtype
             mask = attention_masks(model, positions, length, dtype)  # (n, 1, w, T), row by row
         hidden = model.base_model(
             input_ids=ids,
