@@ -7,14 +7,13 @@
     5 update       GiGPO's loss, equations (9)-(11), and the pass over an iteration's rows (12)
     6 retrieval    which skills of a bank fit a task
 
-Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.  Records go to
-trajectories.jsonl, once.  Equation numbers are those of docs/method.md.  Nothing here knows an
-environment by name outside `make_env`, nor which policy it trains: the laptop's million parameters
-and a 7B model differ by arguments only.  What is not the method is in support/.
+Data on its way:  task -> rollout -> records -> advantages -> rows -> update -> policy.
+Equation numbers are those of docs/method.md.  What is not the method is in support/.  Nothing here
+knows an environment by name outside `make_env`, nor which policy it trains: the laptop's million
+parameters and a 7B model differ by arguments only.
 """
 
 import math
-import sys
 import zlib
 from collections import Counter, defaultdict
 from contextlib import nullcontext
@@ -25,14 +24,13 @@ from importlib import import_module
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from envs import UserError
-from support import chat, constrain, large, packing, parallel, training
+from support import chat, constrain, large, models, packing, parallel, training
 from support.files import rng
-from support.models import check_model
 from support.packing import Row
+from support.records import new_record, progress
 from support.sampler import Sampler, masked_log_softmax
 from support.text import tfidf
 
@@ -95,11 +93,11 @@ class Policy:
                 at every position (support/constrain.py).  Stand-ins do; chat models are free."""
 
     def __init__(self, name, device="cpu", dtype="float32", note=True, constrain=None):
-        check_model(name)
+        models.check_model(name)
         self.name, self.device = str(name), device
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         # no dropout, in updates neither: ratios start at 1
-        self.model = large.load_model(name, device, dtype)
+        self.model = models.load_model(name, dtype, device)
         compact = "compact+note" if note else "compact"
         self.style = "chat" if self.tokenizer.chat_template else compact
         self.constrain = self.style != "chat" if constrain is None else constrain
@@ -108,10 +106,15 @@ class Policy:
         ends = configured if isinstance(configured, list) else [configured]
         self.eos_ids = {self.tokenizer.eos_token_id, *ends} - {None}
         # tokens of prompt and response together
-        self.context = getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        self.context = models.context_of(self.model.config)
         self.max_prompt = None  # tokens of a chat prompt; None: as the environment says
         self.action_ids = {}  # response -> its tokens: the same strings come again and again
+        # special tokens are no text, neither what a prompt says nor what a response is read as
+        self.without_control = models.without_control(self.tokenizer)
+        self.dropped = models.dropped_ids(self.tokenizer) if self.style == "chat" else set()
+        self.opened = models.opened_by(self.tokenizer)  # "<think>" where a template writes it
         # what support/ hangs on a policy
+        self.proved = set()  # dtypes in which saved weights were read again and compared
         self.sampling = self.model  # another copy where the trained weights are sharded
         self.engine = None  # vLLM, where it samples
         self.lora, self.adapter_off, self.autocast = False, False, nullcontext
@@ -124,12 +127,13 @@ class Policy:
 
     def encode_prompt(self, text):
         """Token ids of a whole prompt; chat models get it as one user turn in their template."""
-        return chat.encode_turn(self.tokenizer, text) if self.style == "chat" else self.encode(text)
+        text = self.without_control(text)
+        return self.encode(models.render(self.tokenizer, text) if self.style == "chat" else text)
 
     def decode(self, ids):
-        # a chat model's end-of-turn token is no part of its text
-        how = dict(skip_special_tokens=self.style == "chat", clean_up_tokenization_spaces=False)
-        return self.tokenizer.decode(ids, **how)
+        """The text of a response, or of its first tokens; a chat model's end-of-turn is none."""
+        ids = [token for token in ids if token not in self.dropped]
+        return self.opened + self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         """(ids, truncated) of the prompt at a step.  history: list of (Step, action).
@@ -145,7 +149,7 @@ class Policy:
         if more is not None:
             ids = before + self.encode(more)
         else:
-            ids = self.encode(env.prompt(task, history, step, skills, self.style))
+            ids = self.encode_prompt(env.prompt(task, history, step, skills, self.style))
         if len(ids) + ACTION_ROOM > self.context:
             found = f"a prompt has {len(ids)} tokens, which leaves no room for an action"
             raise UserError(f"{found}: {self.name} reads {self.context}; lower --max-steps")
@@ -160,8 +164,7 @@ class Policy:
         return constrain.next_tokens(responses, self.encode, self.action_ids, unknown)
 
     def logits(self, model, hidden):
-        logits = model.get_output_embeddings()(hidden)
-        return logits.float() if logits.dtype != torch.float64 else logits  # bf16 rounds log-probs
+        return models.logits_of(model, hidden)
 
     def logprobs(self, sequences, temperature=1.0):
         """(N,) log-probs and (N,) entropies of all targets of the sequences, in their order."""
@@ -214,7 +217,9 @@ def load_policy(name, args, trained=False, reference=False):
 
         policy.engine = vllm_engine.engine_for(policy, args)
     elif sharded and trained:  # shards cannot sample: a second copy, in one piece
-        policy.sampling = large.load_model(name, args.device, args.dtype)
+        policy.sampling = models.load_model(name, args.dtype, args.device)
+    # sampler, trainer and the model's own forward agree, or it is refused here
+    models.self_check(policy, None if policy.engine or reference else Sampler(policy, 2))
     return policy
 
 
@@ -254,20 +259,7 @@ class Episode:
         self.now = self.world.reset(play.task_id)  # the Step that the agent sees
         self.history = []  # of (Step, action)
         self.ids = None  # of the last prompt and its response
-        self.record = {
-            "traj_id": "/".join(map(str, play.key)),
-            "group_id": play.group_id,
-            "task_id": play.task_id,
-            "task_type": env.task_type(play.task_id),
-            "task": self.world.task,
-            "condition": "skill" if play.skills else "plain",
-            "skill_ids": [skill["skill_id"] for skill in play.skills],
-            "skills": play.skills,
-            "success": False,
-            "score": 0.0,
-            "reward": 0.0,
-            "steps": [],
-        }
+        self.record = new_record(play, env.task_type(play.task_id), self.world.task)
 
     def prompt(self, policy):
         """Token ids of the next prompt."""
@@ -328,8 +320,7 @@ def rollout(
     A record is one line of trajectories.jsonl (docs/files-and-metrics.md) and has, in memory only,
     per step: prompt_ids, allowed, admissible.  UserError where memory runs out."""
     large.ready_to_sample(policy)  # the newest weights, where the sampler has a copy of its own
-    quiet = not sys.stderr.isatty() or parallel.rank() > 0
-    bar = tqdm(total=len(plays), desc=title, leave=False, disable=quiet)
+    bar = progress(len(plays), title)
 
     def share_of(plays):  # the records of this process's plays
         if policy.engine:
@@ -349,8 +340,7 @@ def play_together(policy, env, temperature, max_response, bar, plays):
     episodes = [Episode(env, play) for play in plays]
     # a stream for each episode: what it does depends neither on the batch nor on its order
     streams = {episode: rng(*episode.play.key) for episode in episodes}
-    sampler = Sampler(policy, len(episodes), temperature)
-    running = episodes
+    sampler, running = Sampler(policy, len(episodes), temperature), episodes
     while running:
         prompts = [episode.prompt(policy) for episode in running]  # token ids, a list per episode
         choices = [episode.choices(policy) for episode in running]

@@ -18,6 +18,7 @@ is needed.
 
 from bisect import bisect_left
 from collections import Counter
+from functools import partial
 
 from common import (
     Row,
@@ -34,15 +35,15 @@ from common import (
     update,
 )
 from envs import Step, UserError, action_span
-from mine import credit, pair_effects, paired_groups
+from mine import credit_all, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng, skills_file, write_jsonl
 from support.runs import Run, finished_phase, policy_folder
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "distill"
 SHOW = 3  # active skills in a skill prompt, at most
-
 
 
 def best_skills(env, bank, task_id):
@@ -69,7 +70,8 @@ def action_token_mask(policy, step):
     # both are the first token for which something holds of the text up to and including it
     begin = bisect_left(tokens, True, key=lambda j: len(policy.decode(ids[: j + 1])) > first)
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
-    return [int(begin <= j <= end) for j in tokens]
+    # a special token sampled inside is no text of the action
+    return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
 
 
 def prompts_of(policy, env, record, skills=()):
@@ -150,7 +152,7 @@ def lambda_at(k, lambda_max, k_warm):
 def main():
     parser = make_parser(
         __doc__,
-        minutes=by_preset(laptop=10, paper=None),
+        minutes=by_preset(laptop=10, paper=None),  # wall-clock of this phase
         iterations=by_preset(laptop=10_000, paper=50),
         # late in a phase few groups have a signal, but Adam's steps stay as long as ever
         lr_end=by_preset(laptop=0.1, paper=1.0),
@@ -159,7 +161,7 @@ def main():
     group = parser.add_argument_group("phase 2")
     group.add_argument("--skills", help="skills.jsonl to use (default: the mining phase's)")
     about = "(16) paired groups before a candidate may become active"
-    tries = by_preset(laptop=2, paper=8)
+    tries = by_preset(laptop=4, paper=8)
     group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     # L_int averages over few tokens: 0.1 weighs a taught token more than a policy-gradient token.
     # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that
@@ -173,11 +175,11 @@ def main():
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     source = finished_phase(args.source or f"runs/{args.run}/mine")
-    path = args.skills or source / "skills.jsonl"
-    state = {"bank": skills_file(path)}
+    path = args.skills or source / "skills.jsonl"  # the bank: any world's skills in these fields
+    state = {"bank": skills_file(path)}  # a checkpoint keeps it
     if not any(skill["status"] == "active" for skill in state["bank"]):
         raise UserError(f"no active skill in {path}: mine longer (--iterations of mine.py)")
-    run = Run(args, PHASE, policy_folder(source), state)
+    run = Run(args, PHASE, policy_folder(source), state, skills=path)
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
     unit = 10.0 if args.adv_mode == "mean_norm" else 1.0  # of advantages, see token_weights
@@ -186,25 +188,22 @@ def main():
     for k in run.iterations():
         bank = state["bank"]
         chosen = sample_tasks(tasks, args.groups, rng(args.seed, PHASE, k, "tasks"))
+        # half of a group with the best skills in the prompt, the other half without
         plan = [(task_id, best_skills(env, bank, task_id)) for task_id in chosen]
         plays, shown = paired_groups(plan, args.group_size, args.seed, k, PHASE)
         with run.timed("rollout"):
             records = rollout(policy, env, plays, **sampling_options(args))
-        pairs = pair_effects(records, shown)  # (14)
-        for pair in pairs:
-            for skill in shown[pair["group_id"]]:
-                credit(skill, pair["delta"], k, args.n_eval, retire_after=args.retire_after)
+        pairs = pair_effects(records, shown)  # (14): a skill goes on proving itself
+        credit_all(pairs, shown, k, args.n_eval, args.retire_after)  # (15), (16)
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
+        with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)
             deltas = {pair["group_id"]: pair["delta"] for pair in pairs}
             twins, taught = plain_twins(policy, env, records, deltas, unit=unit)  # (17), (18)
+            # twins are further rows of the same mini-batches, next to their originals
             lam = lambda_at(k, args.lambda_max, args.k_warm)
+            loss = partial(siri_loss, lam=lam, beta=args.beta)  # (19), (20)
             rows, stream = rows_of(records) + twins, rng(args.seed, PHASE, k, "mini-batches")
-
-            def loss(tokens, lam=lam):
-                return siri_loss(tokens, lam, beta=args.beta)  # (19), (20)
-
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         metrics = losses | taught | {"lambda": lam}
         run.log(k, policy, optimizer, records, metrics, pairs, bank)

@@ -1,78 +1,104 @@
 """Evaluation: every game of the validation splits under the plain prompt, no skills, no training.
 
-Every task of a split is played --repetitions times with its own random stream, the same for all policies, so that policies are compared
-in pairs and the result depends neither on the batch nor on the order.
+Every task of a split is played --repetitions times with its own random stream, the same for all policies,
+so that policies are compared in pairs.  In float32 the result depends neither on the batch nor on the
+order; in bfloat16 a kernel's last bits do depend on the batch, and a sampled token now and then with them.
 
-    in          any finished or unfinished phases of a run, or any policies: --policy A B C (folders or hub names)
-    out         runs/NAME/evaluate/: results.jsonl (a line per episode), summary.json, success.png, types.png, curves.png
+    in          any finished or unfinished phases of a run, or any policies: --policy A B C (folders, hub names)
+    out         runs/NAME/evaluate/: results.jsonl (a line per episode), summary.json, success.png, types.png,
+                curves.png
 
     laptop      python evaluate.py
     any         python evaluate.py --policy runs/a/distill runs/b/warmup --temperature 1.0 --out runs/compare
     skills      python evaluate.py --policy runs/a/mine --with-skills runs/a/mine/skills.jsonl
 
-Intervals: Wilson's for a success rate, paired bootstrap over tasks for a difference, both 95 %.  "All" is the share of won episodes.
+Intervals are over games, both 95 %: repetitions of a game are no new games.  "All" is the share of won
+episodes.  The panel's hash tells whether two machines have played the same games.
 """
 
+import hashlib
 import json
-import shutil
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-import torch
-from scipy import stats
 
 from common import Play, is_held_out, load_policy, make_env, retrieve, rollout
 from envs import UserError
 from support import parallel
-from support.cli import base_parser, parse_args, run_script, whole
-from support.files import read_jsonl, skills_file, write_atomically, write_jsonl
+from support.cli import base_parser, number, parse_args, run_script, text, whole
+from support.files import dump, fingerprint, read_json, read_jsonl, skills_file, write_atomically, write_jsonl
 from support.models import check_model
-from support.runs import policy_folder
+from support.runs import begun_with, check_sources, hold, mark, policy_folder, release
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+GREEDY = 1e-4  # a temperature at which only the likeliest token is left
+OWN = ("results.jsonl", "summary.json", "success.png", "types.png", "curves.png")  # and args.json, the mark
 
-# ---- what is evaluated ---------------------------------------------------------------------------------------------------------
+
+# ---- arms: what is evaluated -----------------------------------------------------------------------------------
 
 
 def default_arms(args):
     """The arms of a whole run: base, after warm-up, skills in the prompt, SIRI; each (name, policy, skills file or None)."""
     run = Path("runs") / args.run
+    first = f"run `python warmup.py --run {args.run}` first, or name policies with --policy"
     if not run.is_dir():
-        raise UserError(f"no run {run}: run `python warmup.py --run {args.run}` first, or name policies with --policy")
+        raise UserError(f"no run {run}: {first}")
+    found = {phase: run / phase for phase in ("warmup", "mine", "distill") if mark(run / phase)}
     arms = []
-    if (run / "warmup" / "args.json").exists():
-        arms.append(("base", json.loads((run / "warmup" / "args.json").read_text())["args"]["model"], None))
-        arms.append(("after warm-up", policy_folder(run / "warmup"), None))
-    skills = run / "mine" / "skills.jsonl"
-    if skills.exists():
-        arms.append(("skills in the prompt", policy_folder(run / "mine"), skills))
-    if (run / "distill").is_dir():
-        arms.append(("SIRI, plain prompt", policy_folder(run / "distill"), None))
+    if "warmup" in found:
+        began = begun_with(found["warmup"])
+        arms.append(("base", began.get("source") or began["model"], None))
+        arms.append(("after warm-up", policy_folder(found["warmup"]), None))
+    skills = run / "mine" / "skills.jsonl"  # written when mining has ended
+    if "mine" in found and skills.exists():
+        arms.append(("skills in the prompt", policy_folder(found["mine"]), skills))
+    if "distill" in found:
+        arms.append(("SIRI, plain prompt", policy_folder(found["distill"]), None))
         if skills.exists():
-            arms.append(("SIRI, with skills", policy_folder(run / "distill"), skills))
+            arms.append(("SIRI, with skills", policy_folder(found["distill"]), skills))
     if not arms:
-        raise UserError(f"nothing to evaluate in {run}: run `python warmup.py --run {args.run}` first, or name policies with --policy")
+        raise UserError(f"nothing to evaluate in {run}: {first}")
+    for folder in found.values():
+        check_sources(folder)  # arms that were made from one another, or the table would compare what it does not name
     return arms
 
 
 def named_arms(args):
+    """An arm per name of --policy, and one more for each where skills are shown."""
     arms = []
     for name in args.policy:
         folder = Path(name)
-        phase = (folder / "policy").is_dir() or (folder / "checkpoints").is_dir()
-        arms.append((name, policy_folder(folder) if phase else name, None))
+        if name.startswith(("runs/", ".", "/", "~")) and not folder.is_dir():
+            raise UserError(f"--policy {name}: no such folder")
+        if any(mark(folder / phase) for phase in ("warmup", "mine", "distill")):
+            raise UserError(f"--policy {name} is a run: name one of its phases, such as {folder / 'distill'}")
+        if mark(folder):
+            check_sources(folder)
+        arms.append((name, policy_folder(folder) if mark(folder) else name, None))
     if args.with_skills:
         arms += [(f"{name} + skills", policy, args.with_skills) for name, policy, _ in arms]
     return arms
+
+
+# ---- panel: what is played -------------------------------------------------------------------------------------
 
 
 def split_tasks(env, split):
     if split == "held_out":  # training games that are never trained on: tune recipes here, not on the validation splits
         return [t for t in env.tasks(env.split_names[0]) if is_held_out(t)]
     return env.tasks(split)
+
+
+def panel_hash(env, panels):
+    """Eight digits that differ where task ids differ, or what the games say when they begin: files of the same
+    name may hold other games on another machine."""
+    world, digest = env.fork(), hashlib.sha256()
+    for split, tasks in sorted(panels.items()):
+        for task_id in tasks:
+            step = world.reset(task_id)
+            digest.update(json.dumps([split, task_id, world.task, step.observation, list(map(str, step.admissible))]).encode())
+    return digest.hexdigest()[:8]
 
 
 def play_panel(policy, env, tasks, bank, args, split, arm):
@@ -85,8 +111,11 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
             world.reset(task_id)
             skills = retrieve(active, world.task, env.task_type(task_id), args.show)
         for repetition in range(args.repetitions):
+            # the stream's name has no arm in it: all arms meet the same luck
             plays.append(Play(task_id, task_id, ("evaluate", args.seed, task_id, repetition), skills))
-    records = rollout(policy, env, plays, args.temperature, args.rollout_batch, args.max_response, args.threads, f"{arm}, {split}")
+    temperature = args.temperature or GREEDY
+    title = f"{arm}, {split}"
+    records = rollout(policy, env, plays, temperature, args.rollout_batch, args.max_response, args.threads, title)
     return [
         {
             "arm": arm,
@@ -103,51 +132,79 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
     ]
 
 
-# ---- statistics ----------------------------------------------------------------------------------------------------------------
+# ---- statistics: repetitions of a game are no new games --------------------------------------------------------
 
 
-def wilson(wins):
-    """(rate, low, high): Wilson's 95 % interval of a list of 0/1."""
-    interval = stats.binomtest(int(sum(wins)), len(wins)).proportion_ci(0.95, method="wilson")
-    return sum(wins) / len(wins), interval.low, interval.high
-
-
-def half_width(d):
-    """Half of the 95 % interval of a mean over pairs (an array of differences); nan for a single one."""
-    return 1.96 * d.std(ddof=1) / len(d) ** 0.5 if len(d) > 1 else float("nan")
-
-
-def per_task(results):
-    """{task_id: mean success over repetitions}."""
-    tasks = {}
+def by_game(results):
+    """{task_id: list of 0/1}."""
+    games = {}
     for r in results:
-        tasks.setdefault(r["task_id"], []).append(r["success"])
-    return {task: float(np.mean(wins)) for task, wins in tasks.items()}
+        games.setdefault(r["task_id"], []).append(int(r["success"]))
+    return games
+
+
+def design_effect(games):
+    """How many episodes of these tell as much as one of a game of its own, between 1 and the repetitions.
+
+    games: a list of lists of 0/1.  The variance of the mean is measured between games (Kish's design effect):
+        sum over games of (wins - p plays)^2 G / (G - 1),  over  N p (1 - p).
+    Few games tell little about it, none where all are won.  So two more are imagined, one always won and one
+    always lost; without them 12 games of few losses have intervals that miss in 1 of 5 cases, instead of 1 of 20."""
+    plays = np.array([len(g) for g in games] + [np.mean([len(g) for g in games])] * 2)
+    wins = np.array([sum(g) for g in games] + [plays[-1], 0])
+    p = wins.sum() / plays.sum()
+    between = ((wins - p * plays) ** 2).sum() * len(plays) / (len(plays) - 1)
+    return float(np.clip(between / (plays.sum() * p * (1 - p)), 1.0, plays[:-2].max()))
+
+
+def interval(games):
+    """(rate, low, high): Wilson's 95 % interval, of as many episodes as all of these are worth.  games: lists of 0/1."""
+    n, wins = sum(map(len, games)), sum(map(sum, games))
+    rate, worth, z = wins / n, n / design_effect(games), 1.959964
+    middle = (rate + z * z / (2 * worth)) / (1 + z * z / worth)
+    half = z * (rate * (1 - rate) / worth + z * z / (4 * worth * worth)) ** 0.5 / (1 + z * z / worth)
+    return rate, max(0.0, middle - half), min(1.0, middle + half)
+
+
+def half_width(d, games=None):
+    """Half of the 95 % interval of a mean over pairs; nan for a single one.  d: an array of differences; games: what game each is of,
+    where one has several."""
+    sums = {}
+    for game, value in zip(range(len(d)) if games is None else games, d - np.mean(d)):
+        sums[game] = sums.get(game, 0.0) + value
+    between = sum(value**2 for value in sums.values()) * len(sums) / max(1, len(sums) - 1)
+    return float(1.96 * between**0.5 / len(d)) if len(sums) > 1 else float("nan")
 
 
 def paired_difference(a, b, seed=0):
-    """(mean, low, high) of success(a) - success(b) over the tasks that both played; 95 % bootstrap over tasks."""
-    a, b = per_task(a), per_task(b)
+    """(mean, low, high) of success(a) - success(b) over the games that both played; 95 % bootstrap over games."""
+    from scipy import stats  # takes a second to import
+
+    a, b = ({task: float(np.mean(wins)) for task, wins in by_game(one).items()} for one in (a, b))
     d = np.array([a[task] - b[task] for task in sorted(a) if task in b])
-    if len(d) < 2 or np.all(d == d[0]):
-        return float(d.mean()), float(d.mean()), float(d.mean())
-    low, high = stats.bootstrap((d,), np.mean, n_resamples=5000, method="percentile", rng=np.random.default_rng(seed)).confidence_interval
+    if len(d) < 2:
+        return float(d.mean()), float("nan"), float("nan")  # one game has no interval
+    if np.all(d == d[0]):
+        return (float(d.mean()),) * 3
+    stream = np.random.default_rng(seed)
+    low, high = stats.bootstrap((d,), np.mean, n_resamples=5000, method="percentile", rng=stream).confidence_interval
     return float(d.mean()), float(low), float(high)
 
 
 def summarise(results, arms, splits, baseline):
-    """One dict per arm and split."""
+    """One dict per arm and split, as in summary.json."""
     rows = []
     for split in splits:
         for arm in arms:
             part = [r for r in results if r["arm"] == arm and r["split"] == split]
             base = [r for r in results if r["arm"] == baseline and r["split"] == split]
-            rate, low, high = wilson([r["success"] for r in part])
+            rate, low, high = interval(list(by_game(part).values()))
             row = {"arm": arm, "split": split, "episodes": len(part), "success": rate, "low": low, "high": high}
-            row["by_type"] = {
-                kind: wilson([r["success"] for r in part if r["task_type"] == kind]) for kind in sorted({r["task_type"] for r in part})
-            }
-            row |= {key: float(np.mean([r[key] for r in part])) for key in ("score", "n_steps", "prompt_tokens", "inadmissible_rate")}
+            kinds = sorted({r["task_type"] for r in part})
+            typed = {kind: [r for r in part if r["task_type"] == kind] for kind in kinds}
+            row["by_type"] = {kind: interval(list(by_game(some).values())) for kind, some in typed.items()}
+            for key in ("score", "n_steps", "prompt_tokens", "inadmissible_rate", "valid_rate"):
+                row[key] = float(np.mean([r[key] for r in part]))
             if arm != baseline and base:
                 row["difference"] = paired_difference(part, base)
             rows.append(row)
@@ -155,6 +212,7 @@ def summarise(results, arms, splits, baseline):
 
 
 def print_table(rows, baseline):
+    """The same rows for the console: a block per split."""
     kinds = sorted({kind for row in rows for kind in row["by_type"]})
     short = {kind: kind.replace("pick_", "").split("_")[0] for kind in kinds}
     width = max(len(row["arm"]) for row in rows)
@@ -171,131 +229,109 @@ def print_table(rows, baseline):
                 line += "  {:+.3f} [{:+.3f}, {:+.3f}]".format(*row["difference"])
             print(line)
     print(f"\n{rows[0]['episodes']} episodes per row of the first split; success is the share of won episodes", flush=True)
+    for row in rows:
+        if row["valid_rate"] < 0.05:  # a policy that cannot speak looks like one that cannot play
+            print(f"note: {1 - row['valid_rate']:.0%} of the responses of {row['arm']} on {row['split']} were ill-formed")
 
 
-# ---- figures -------------------------------------------------------------------------------------------------------------------
+# ---- the folder: only an evaluation's own files are ever removed, by name --------------------------------------
 
 
-def tick(kind):
-    """A task type as it stands below a bar."""
-    return kind.replace("_", " ").replace("pick ", "")[:18]
+def open_folder(out, question, overwrite):
+    """Makes the output folder this process's own; returns what an interrupted evaluation of the same question has answered already.
+    UserError where the folder is another's, or holds answers to another question."""
+    kept = out / "args.json"
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out {out} is a file: choose another folder")
+        others = [one.name for one in out.iterdir() if one.name not in (*OWN, "args.json", "lock")] if out.is_dir() else []
+        before = read_json(kept) if kept.is_file() else {}
+        ours = "arms" in before and "phase" not in before
+        if not ours and (others or kept.exists() or any((out / name).exists() for name in OWN)):
+            raise UserError(f"{out} holds files that no evaluation wrote: choose a new folder with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        hold(out)
+        if ours and before.get("question") != question and not overwrite:
+            changed = [key for key, value in question.items() if before.get("question", {}).get(key) != value]
+            raise UserError(f"{out} answers another question ({', '.join(changed)}): choose another --out, or add --overwrite")
+        if overwrite:
+            for name in OWN:
+                (out / name).unlink(missing_ok=True)
+        if not ours or overwrite:
+            write_atomically(kept, dump({"arms": [arm for arm in question["arms"]], "question": question, "command": sys.argv}) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
+    return read_results(out / "results.jsonl") if (out / "results.jsonl").exists() else []
 
 
-def bars(rows, path, by_type):
-    """Success with intervals by arm: over all games, or by task type."""
-    splits = list(dict.fromkeys(row["split"] for row in rows))
-    figure, axes = plt.subplots(1, len(splits), figsize=(1 + (6 if by_type else 4) * len(splits), 4), sharey=True, squeeze=False)
-    for axis, split in zip(axes[0], splits):
-        part = [row for row in rows if row["split"] == split]
-        names = sorted(part[0]["by_type"]) if by_type else ["all"]
-        for i, row in enumerate(part):
-            values = [row["by_type"].get(n, (0, 0, 0)) for n in names] if by_type else [(row["success"], row["low"], row["high"])]
-            x = np.arange(len(names)) + (i - (len(part) - 1) / 2) * 0.8 / len(part)
-            rate, low, high = map(np.array, zip(*values))
-            axis.bar(x, rate, 0.75 / len(part), yerr=[np.maximum(rate - low, 0), np.maximum(high - rate, 0)], label=row["arm"], capsize=2)
-        axis.set_xticks(np.arange(len(names)), [tick(n) for n in names], rotation=20, ha="right")
-        axis.set_title(split)
-        axis.grid(axis="y", alpha=0.3)
-    axes[0][0].set_ylabel("success, 95 % interval")
-    axes[0][0].set_ylim(0, 1)
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def curves(run, path):
-    """Training success of a run's phases against wall-clock, iterations and environment steps; False without any metrics."""
-    phases = [(p, read_jsonl(run / p / "metrics.jsonl")) for p in ("warmup", "mine", "distill") if (run / p / "metrics.jsonl").exists()]
-    phases = [(phase, lines) for phase, lines in phases if lines]
-    if not phases:
-        return False
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), sharey=True)
-    offset = np.zeros(3)
-    for phase, lines in phases:
-        steps = np.cumsum([line["env_steps"] for line in lines])
-        x = np.array([[line["elapsed"] / 60, k + 1, s / 1000] for k, (line, s) in enumerate(zip(lines, steps))]) + offset
-        for axis, column in zip(axes, x.T):
-            axis.plot(column, [line["success_plain"] for line in lines], label=f"{phase}, plain prompt")
-            if any("success_skill" in line for line in lines):
-                axis.plot(column, [line.get("success_skill", np.nan) for line in lines], "--", label=f"{phase}, with skills")
-            axis.axvline(column[-1], color="grey", lw=0.5)
-        offset = x[-1]
-    for axis, name in zip(axes, ("minutes", "iterations", "thousand environment steps")):
-        axis.set_xlabel(name)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("success while training")
-    axes[0].set_ylim(0, 1)
-    axes[-1].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return True
-
-
-# ---- main ----------------------------------------------------------------------------------------------------------------------
-
-
-def fingerprint(arm):
-    """What identifies an arm's weights and skills, so that an interrupted evaluation goes on only with the same ones."""
-    _, policy, skills = arm
-    files = [*Path(policy).glob("*.safetensors"), *([Path(skills)] if skills else [])]
-    return [str(policy), str(skills), *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in sorted(files))]
+def read_results(path):
+    """results.jsonl, with the fields that the table needs."""
+    results = read_jsonl(path)
+    for number, r in enumerate(results, 1):  # noqa: F402 (a line's number)
+        texts = all(isinstance(r.get(key), str) for key in ("arm", "split", "task_id", "task_type"))
+        keys = ("success", "score", "n_steps", "prompt_tokens", "inadmissible_rate", "valid_rate")
+        if not texts or not all(isinstance(r.get(key), (int, float)) for key in keys):
+            raise UserError(f"{path}, episode {number} lacks a field: mend or delete that line")
+    return results
 
 
 def main():
     parser = base_parser(__doc__)
     group = parser.add_argument_group("evaluation")
-    group.add_argument("--policy", nargs="+", help="policies to compare (default: the phases of --run)")
-    group.add_argument("--with-skills", help="skills.jsonl: adds an arm with skills in the prompt for every policy of --policy")
-    group.add_argument("--show", type=whole(1), default=3, help="active skills in a skill prompt")
-    group.add_argument("--split", nargs="+", help="splits (default: all but the training split; held_out: training games set aside)")
-    group.add_argument("--repetitions", type=whole(1), default=2, help="episodes per task")
+    group.add_argument("--policy", type=text, nargs="+", help="policies to compare (default: the phases of --run)")
+    about = "skills.jsonl: adds an arm with skills in the prompt for every policy of --policy"
+    group.add_argument("--with-skills", type=text, help=about)
+    group.add_argument("--show", type=whole(1, 100), default=3, help="active skills in a skill prompt")
+    about = "splits (default: all but the training split; held_out: training games set aside)"
+    group.add_argument("--split", nargs="+", type=text, help=about)
+    group.add_argument("--repetitions", type=whole(1, 10_000), default=2, help="episodes per task")
     group.add_argument("--games", type=whole(1), help="only so many tasks of each split, evenly spread")
-    group.add_argument("--temperature", type=float, default=0.4, help="of sampling")
-    group.add_argument("--baseline", help="arm that differences refer to (default: after warm-up, else the first)")
-    group.add_argument("--out", help="output folder (default: runs/NAME/evaluate)")
+    about = "of sampling; 0: greedy"
+    group.add_argument("--temperature", type=number(least=0, most=100), default=0.4, help=about)
+    about = "arm that differences refer to (default: after warm-up, else the first)"
+    group.add_argument("--baseline", type=text, help=about)
+    group.add_argument("--out", type=text, help="output folder (default: runs/NAME/evaluate)")
     args = parse_args(parser)
-    arms = named_arms(args) if args.policy else default_arms(args)
-    banks = {skills: skills_file(skills) if skills else [] for _, _, skills in arms}
+    if args.with_skills and not args.policy:
+        raise UserError("--with-skills adds arms to those of --policy: name these, too (a run's own arms have its skills already)")
+
+    arms = parallel.first(lambda: named_arms(args) if args.policy else default_arms(args))
+    banks = {skills: skills_file(skills, args.env) if skills else [] for _, _, skills in arms}
     for _, policy, _ in arms:
         check_model(str(policy), args)
-    env = make_env(args.env, args.simulator, args.max_steps)
-    splits = args.split or env.split_names[1:]
-    panels = {split: split_tasks(env, split) for split in splits}
-    if args.games:
-        panels = {s: [t[i * len(t) // args.games] for i in range(min(args.games, len(t)))] for s, t in panels.items()}
     names = [name for name, _, _ in arms]
     baseline = args.baseline or ("after warm-up" if "after warm-up" in names else names[0])
     if baseline not in names:
         raise UserError(f"--baseline {baseline}: expected one of {', '.join(names)}")
+    env = make_env(args.env, args.simulator, args.max_steps)
+    splits = args.split or list(env.split_names[1:])
+    if unknown := set(splits) - {*env.split_names, "held_out"}:
+        raise UserError(f"--split {min(unknown)}: expected some of {', '.join([*env.split_names, 'held_out'])}")
+    panels = {split: split_tasks(env, split) for split in splits}
+    if args.games:
+        panels = {s: [t[i * len(t) // args.games] for i in range(min(args.games, len(t)))] for s, t in panels.items()}
 
+    # what an answer depends on: an interrupted evaluation goes on only where all of this is the same
+    asked = ("split", "games", "repetitions", "temperature", "seed", "show", "env", "simulator", "engine", "dtype")
+    question = {key: getattr(args, key) for key in (*asked, "max_steps", "max_prompt", "max_response")}
+    question["panel"] = panel_hash(env, panels)
+    question["arms"] = parallel.first(lambda: [[n, fingerprint(p), s and fingerprint(s)] for n, p, s in arms])
     out = Path(args.out or f"runs/{args.run}/evaluate")
     path = out / "results.jsonl"
-    same = json.dumps({"args": {k: v for k, v in vars(args).items() if k != "overwrite"}, "arms": [[a[0], *fingerprint(a)] for a in arms]})
-
-    def earlier():
-        """What an interrupted evaluation has answered already."""
-        if out.exists() and ((out / "args.json").exists() and (out / "args.json").read_text() != same or args.overwrite):
-            shutil.rmtree(out)  # other weights or other questions: old answers do not count
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            write_atomically(out / "args.json", same)
-        except OSError as error:
-            raise UserError(f"cannot write to {out} ({error.strerror}): choose another --out") from None
-        return read_jsonl(path) if path.exists() else []
-
-    results = parallel.first(earlier)
+    results = parallel.first(lambda: open_folder(out, question, args.overwrite))
     for split in splits:
         what = env.describe(env.split_names[0] if split == "held_out" else split)
         if hasattr(env, "ceiling") and split != "held_out":
             what += f", of which {env.ceiling(split):.1%} can be won"
         print(f"{what}; {split} {len(panels[split])} x {args.repetitions} episodes, temperature {args.temperature}", flush=True)
+    print(f"panel {question['panel']}: the same games where another evaluation says the same", flush=True)
     for name, folder, skills in arms:
         policy = None
         for split in splits:
-            if any(r["arm"] == name and r["split"] == split for r in results):
+            n = sum(r["arm"] == name and r["split"] == split for r in results)
+            if n == len(panels[split]) * args.repetitions:
                 continue  # finished before an interruption
+            results = [r for r in results if (r["arm"], r["split"]) != (name, split)]
             policy = policy or load_policy(folder, args)
             results += play_panel(policy, env, panels[split], banks[skills], args, split, name)
             write_jsonl(path, results)
@@ -304,13 +340,17 @@ def main():
     if parallel.rank():
         return
 
+    from support import figures  # drawing is loaded when there is something to draw
+
     rows = summarise(results, names, splits, baseline)
-    about = {"hardware": f"{torch.get_num_threads()} threads, {args.device}", "command": " ".join(sys.argv), "baseline": baseline}
-    write_atomically(out / "summary.json", json.dumps(about | {"temperature": args.temperature, "rows": rows}, indent=1) + "\n")
-    bars(rows, out / "success.png", by_type=False)
-    bars(rows, out / "types.png", by_type=True)
-    drawn = not args.policy and curves(Path("runs") / args.run, out / "curves.png")
+    about = {"hardware": f"{args.threads} threads, {args.device}", "command": " ".join(sys.argv), "baseline": baseline}
+    about |= {"temperature": args.temperature, "panel": question["panel"]}
+    write_atomically(out / "summary.json", json.dumps(json.loads(dump(about | {"rows": rows})), indent=1) + "\n")
+    figures.bars(rows, out / "success.png", by_type=False)
+    figures.bars(rows, out / "types.png", by_type=True)
+    drawn = not args.policy and figures.curves(Path("runs") / args.run, out / "curves.png")
     print_table(rows, baseline)
+    release(out)
     print(f"written: {path}, summary.json, success.png, types.png{', curves.png' if drawn else ''}")
 
 

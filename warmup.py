@@ -36,6 +36,7 @@ from common import (
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng
 from support.runs import Run
+from support.traces import traced
 from support.training import sampling_options, update_options
 
 PHASE = "warmup"
@@ -69,9 +70,9 @@ def main():
     # minutes end a laptop's phase, not iterations: a fast machine makes more of them
     parser = make_parser(
         __doc__,
-        minutes=by_preset(laptop=3, paper=None),
-        iterations=by_preset(laptop=10_000, paper=60),
-        lr_end=1.0,
+        minutes=by_preset(laptop=3, paper=None),  # wall-clock of this phase
+        iterations=by_preset(laptop=10_000, paper=60),  # K_0
+        lr_end=1.0,  # a constant rate
     )
     group = parser.add_argument_group("phase 0")
     about = "(13) W: iterations over which successes are counted"
@@ -82,9 +83,10 @@ def main():
     group.add_argument("--stop-at", type=number(least=0, most=1), default=share, help=about)
     args = parse_args(parser, first=True)
     env = make_env(args.env, args.simulator, args.max_steps)
-    tasks = train_tasks(env)
-    source = args.source or args.model
+    tasks = train_tasks(env)  # without the held-out ones
+    source = args.source or args.model  # also the reference of the KL term
     state = {"wins": []}  # successes per iteration; a checkpoint keeps it
+    # the folder runs/NAME/warmup: begun, or gone on with after an interruption
     run = Run(args, PHASE, source, state)
     policy, ref_policy, optimizer = load_training(run.weights, source, args)
     run.restore(policy, optimizer)
@@ -94,18 +96,18 @@ def main():
         # B tasks, G plain episodes of each
         chosen = sample_tasks(tasks, args.groups, rng(args.seed, PHASE, k, "tasks"))
         plays = plain_groups(chosen, args.group_size, args.seed, k)
-        with run.timed("rollout"):
+        with run.timed("rollout"):  # B G records, one an episode
             records = rollout(policy, env, plays, **sampling_options(args))
         # what was better than its group, and better than other visits of its state
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
-        with run.timed("update"):
-            run.set_lr(optimizer)
+        with traced(run, policy, env, records, k), run.timed("update"):
+            run.set_lr(optimizer)  # linearly to lr_end at the end of the budget
             stream = rng(args.seed, PHASE, k, "mini-batches")
             rows = rows_of(records)
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         state["wins"].append(sum(record["success"] for record in records))
         if enough_successes(state["wins"], args.window, args.stop_at, len(plays)):
-            run.stop(f"(13): {sum(state['wins'][-args.window:])} wins in {args.window} iterations")
+            run.stop(f"(13): {sum(state['wins'][-args.window :])} wins in {args.window} iterations")
         # files, console line and checkpoint: the same command goes on from here
         run.log(k, policy, optimizer, records, losses)
     run.finish(policy, optimizer, {"successes": state["wins"]})

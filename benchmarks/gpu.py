@@ -53,11 +53,10 @@ def useful_flops(s, rows, lora_rank):
 def arguments(args):
     """The phases' own arguments, the paper's settings."""
     flags = f"--preset paper --device {args.device} --dtype {args.dtype} --micro-batch-tokens {args.micro_batch_tokens} --beta 0"
-    flags += f" --mini-batch-rows {10**9} --old-logprobs sampler --lora-rank {args.lora_rank} --lr 1e-6 --threads 1"
-    if args.logit_chunk:
-        flags += f" --logit-chunk {args.logit_chunk}"
+    flags += f" --mini-batch-rows {10**9} --lora-rank {args.lora_rank} --lr 1e-6 --threads 1"
     sys.argv = ["gpu", *flags.split(), *(["--gradient-checkpointing"] if args.gradient_checkpointing else [])]
-    return cli.parse_args(cli.make_parser("gpu"))
+    ours = cli.parse_args(cli.make_parser("gpu", logit_chunk=args.logit_chunk, old_logprobs="sampler"))
+    return ours
 
 
 def write_model(folder, args):

@@ -44,8 +44,8 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(1)
     parser = cli.make_parser("benchmark")
-    parser.set_defaults(**cli.PRESETS["laptop"])
-    args = parser.parse_args(["--threads", "1"])
+    sys.argv = ["laptop", "--threads", "1", "--mini-batch-rows", "1200"]
+    args = cli.parse_args(parser)
     policy, env, clock = common.Policy(options.policy), AlfWorld(), {}
     tasks = env.tasks("train")[:: max(1, len(env.tasks("train")) // options.games)][: options.games]
     for task in tasks:

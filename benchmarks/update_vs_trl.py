@@ -40,9 +40,9 @@ from support import cli  # noqa: E402
 def our_arguments(args, *more):
     """The training arguments of a phase, from its own parser."""
     given = f"--device {args.device} --threads {args.threads} --micro-batch-tokens {args.tokens} --mini-batch-rows {10**9}"
-    given += " --beta 0 --omega 0 --entropy-coef 0 --old-logprobs sampler --lr 1e-6"
+    given += " --beta 0 --omega 0 --lr 1e-6"
     sys.argv = ["bench", *given.split(), *more]
-    return cli.parse_args(cli.make_parser("bench"))
+    return cli.parse_args(cli.make_parser("bench", entropy_coef=0.0, old_logprobs="sampler"))
 
 
 def rows_for(policy, args):

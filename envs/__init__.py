@@ -75,14 +75,39 @@ class FreeText:
     most: int
 
 
+# Line breaks of any kind, as str.splitlines knows them.
+_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+# Left out: control characters, marks that turn a terminal line's direction, halves of surrogate pairs.
+_HIDDEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Defused: what prompts and chat templates give a meaning to, such as </think>, <action>, <|im_end|>,
+# <｜User｜>, <end_of_turn>, </s>, [INST] and <<SYS>>.
+_NAMES = r"think|action|tool_\w+|s|bos|eos|pad|unk|\w+_of_\w+"
+_CONTROL = re.compile(
+    rf"<(?=\s*/?\s*(?:{_NAMES})\b[^>]*>|[|｜]|</?SYS>>)|(?<=[|｜])>|\[(?=/?(?:INST|SYSTEM_PROMPT|[A-Z]+_TOOLS|TOOL_[A-Z]+)\])",
+    re.IGNORECASE,
+)
+_HARMLESS = {"<": "‹", ">": "›", "[": "("}
+
+
+def clean_text(text, lines=False):
+    """Text of a model, a product or a file as it may stand in a prompt, a JSON line and a terminal.
+
+    It ends no turn and no block of the prompt, is valid UTF-8, and is one line unless lines=True.  Texts
+    of the official worlds stay as they are, character by character.  Control tokens of other tokenizers
+    are defused where a prompt is tokenised (support/models.py)."""
+    text = _HIDDEN.sub("", _BREAKS.sub("\n", text))
+    text = text if lines else " ".join(text.split())
+    return _CONTROL.sub(lambda found: _HARMLESS[found[0]], text)
+
+
 def skill_section(skills, style="chat"):
     """The skill section of a prompt, the same for every environment; empty without skills, so that plain prompts stay plain.
 
-    skills: dicts with `condition` and `strategy`.  Their text was written by a model: line breaks are folded, so no skill can
-    add lines, let alone another section, to a prompt."""
+    skills: dicts with `condition` and `strategy`.  Their text was written by a model, and is cleaned: no
+    skill can add lines, let alone another section or turn, to a prompt."""
     lines = []
     for skill in skills:
-        condition, strategy = (" ".join(str(skill[key]).split()) for key in ("condition", "strategy"))
+        condition, strategy = (clean_text(str(skill[key])) for key in ("condition", "strategy"))
         lines.append(f"hint : when {condition} : {strategy}\n" if style == "compact" else f"- When {condition}: {strategy}\n")
     if not lines or style == "compact":
         return "".join(lines)
@@ -103,22 +128,27 @@ def action_span(response, style="chat"):
 
 
 def skill_from_json(response):
-    """{"title", "condition", "strategy"} of the first JSON object in an answer.  ValueError with the reason where there is none."""
-    start = response.find("{")
+    """{"title", "condition", "strategy"} of the first JSON object in an answer, after its <think> block
+    where it has one.  ValueError with the reason where there is none."""
+    thought, closed, rest = response.partition("</think>")
+    if not closed and "<think>" in response:
+        raise ValueError("unfinished thought")
+    answer = rest if closed else thought
+    start = answer.find("{")
     if start < 0:
         raise ValueError("no JSON object")
     try:
-        found, _ = json.JSONDecoder().raw_decode(response, start)
-    except json.JSONDecodeError:
+        found, _ = json.JSONDecoder().raw_decode(answer, start)
+    except (ValueError, RecursionError):  # no JSON; a number of 5,000 digits; nested a thousand deep
         raise ValueError("broken JSON") from None
     if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
         raise ValueError("missing field")
-    return {key: " ".join(found[key].split()) for key in ("title", "condition", "strategy")}
+    return {key: clean_text(found[key]) for key in ("title", "condition", "strategy")}
 
 
 def skill_from_line(response):
     """{"title", "condition", "strategy"} of a compact answer, "when CONDITION : STRATEGY".  ValueError where it is none."""
-    line = response.partition("\n")[0].strip().removeprefix("when ")
+    line = clean_text(response.partition("\n")[0]).removeprefix("when ")
     condition, colon, strategy = (part.strip() for part in line.partition(" : "))
     if not colon:
         raise ValueError("no condition")
@@ -126,10 +156,10 @@ def skill_from_line(response):
 
 
 def check_skill(skill):
-    """Refuses a skill that is empty or too long (method section 5), whatever wrote it.  ValueError with the reason."""
+    """Refuses a skill that is empty or too long (method section 5), whatever wrote it; no more than 20 characters a word
+    on average.  ValueError with the reason."""
     if not skill["condition"] or not skill["strategy"]:
         raise ValueError("empty field")
-    if len(skill["condition"].split()) > 40:
-        raise ValueError("condition too long")
-    if len(skill["strategy"].split()) > 80:
-        raise ValueError("strategy too long")
+    for part, most in ("condition", 40), ("strategy", 80):
+        if len(skill[part].split()) > most or len(skill[part]) > 20 * most:
+            raise ValueError(f"{part} too long")

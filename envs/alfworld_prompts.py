@@ -18,7 +18,7 @@ Two styles of the same information:
 import re
 from functools import lru_cache
 
-from envs import action_span, check_skill, skill_from_json, skill_from_line, skill_section
+from envs import action_span, check_skill, clean_text, skill_from_json, skill_from_line, skill_section
 
 HISTORY = 2  # (observation, action) pairs that a chat prompt shows (method.md section 2)
 TASK_PREFIX = "Your task is to: "
@@ -127,8 +127,8 @@ def prompt(task, history, step, skills, style, shown=HISTORY):
             after = history[t + 1][0] if t + 1 < len(history) else step
             text += action + "\n" + continuation(history[: t + 1], after, style)
         return text
-    hints = skill_section(skills)
-    actions = ",\n".join(f"'{action}'" for action in step.admissible)
+    hints, task, observation = skill_section(skills), clean_text(task), clean_text(step.observation, lines=True)
+    actions = ",\n".join(f"'{clean_text(action)}'" for action in step.admissible)
     ask = (
         f"Your admissible actions in this situation are:\n[{actions}]\n\n"
         "Now it is your turn. First reason step by step about the situation inside <think> </think> tags. "
@@ -136,16 +136,17 @@ def prompt(task, history, step, skills, style, shown=HISTORY):
     )
     role = "You are an expert agent who acts in the ALFRED embodied environment.\n"
     if not history:
-        return f"{role}{hints}Your observation is: {step.observation}\n{ask}"
+        return f"{role}{hints}Your observation is: {observation}\n{ask}"
     first = max(0, len(history) - shown)
     past = "\n".join(
-        f"[observation {t}: '{seen.observation}', action {t}: '{action}']" for t, (seen, action) in enumerate(history[first:], first + 1)
+        f"[observation {t}: '{clean_text(seen.observation, lines=True)}', action {t}: '{clean_text(action)}']"
+        for t, (seen, action) in enumerate(history[first:], first + 1)
     )
     past = f" The latest observations and the actions you took are:\n{past}" if past else ""
     return (
         f"{role}Your task is to: {task}\n{hints}"
         f"You have taken {len(history)} steps so far.{past}\n"
-        f"You are at step {len(history) + 1} and your observation is: {step.observation}\n{ask}"
+        f"You are at step {len(history) + 1} and your observation is: {observation}\n{ask}"
     )
 
 
@@ -155,7 +156,10 @@ def responses(step, style):
 
 
 def parse(response, style, step=None):
-    """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible."""
+    """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible: the
+    first closing tag of an action stands after the first opening one, so `</action><action>look</action>`
+    is ill-formed.  Of an ill-formed response the last 30 characters are the action, which the world
+    answers by "Nothing happens."."""
     if is_compact(style):
         action, newline, rest = response.partition("\n")
         return action.strip(), bool(newline and action.strip() and not rest)
@@ -178,10 +182,12 @@ def summary_prompt(record, style):
             seen = steps[t + 1]["observation"] if t + 1 < len(steps) else record["final_observation"]
             text += f"{step['action']}\n{compact_observation(seen)}\n"
         return text + "won\nhint :"
-    lines = "\n".join(f"{t + 1}. observation: {s['observation'][:200]!r} action: {s['action']!r}" for t, s in enumerate(steps))
+    lines = "\n".join(
+        clean_text(f"{t + 1}. observation: {s['observation'][:200]!r} action: {s['action']!r}", lines=True) for t, s in enumerate(steps)
+    )
     return (
         f"The following episode in the ALFWorld household environment was successful. Type of task: {record['task_type']}. "
-        f"Task: {record['task']}\n{lines}\n\n"
+        f"Task: {clean_text(record['task'])}\n{lines}\n\n"
         "Write one reusable skill that would help with similar tasks, as a single JSON object with three keys: "
         '"title" (at most 6 words), "condition" (when it applies, one sentence) and "strategy" (what to do, 1 to 3 sentences). '
         "Do not use names or numbers that are specific to this episode. Answer with the JSON object only."

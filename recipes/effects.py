@@ -14,8 +14,8 @@ choice; this one is not, and it says which promotion rule would have kept the be
 skill that retrieval gives it from the active bank; 1,500 pairs of a type in all (over runs) make its interval about +-3 points.
 """
 
-import argparse
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -24,9 +24,10 @@ import matplotlib
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import Play, load_policy, make_env, promotable, retrieve, rollout  # noqa: E402
-from evaluate import half_width, split_tasks, tick  # noqa: E402
-from support.cli import base_parser, parse_args, positive_int, run_script  # noqa: E402
+from common import Play, load_policy, make_env, retrieve, rollout  # noqa: E402
+from evaluate import half_width, split_tasks  # noqa: E402
+from support.cli import base_parser, parse_args, run_script, whole  # noqa: E402
+from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.runs import finished_phase, policy_folder  # noqa: E402
 
@@ -79,12 +80,21 @@ def effects_by_type(policy, env, bank, tasks, args):
     return rows
 
 
+def promotable(skill, z, tau_act=0.05):
+    """(16) u > tau_act and, with z above 0, a lower bound of the mean effect above it, too:
+    mean - z * standard error (beyond the paper)."""
+    deltas = np.array(skill["deltas"])
+    error = deltas.std(ddof=1) / math.sqrt(len(deltas)) if len(deltas) > 1 else 0.0
+    bound = deltas.mean() - z * error
+    return skill["utility"] > tau_act and (z == 0 or bound > tau_act)
+
+
 def one_run(args):
     """Plays one run's skills on fresh games and writes both files beside them."""
     phase = finished_phase(Path("runs") / args.run / "mine")
     about = json.loads((phase / "args.json").read_text())["args"]
     skills = [s for s in skills_file(phase / "skills.jsonl") if s["n_eval"] >= 2]
-    env = make_env(args)
+    env = make_env(args.env, args.simulator, args.max_steps)
     tasks = split_tasks(env, "held_out")
     policy = load_policy(policy_folder(phase), args)
     print(f"{env.describe(env.split_names[0])}; {len(tasks)} held-out games, {len(skills)} skills that were tried", flush=True)
@@ -94,8 +104,7 @@ def one_run(args):
         d = np.array(effects[s["skill_id"]], dtype=float)
         rules = {}
         for z in (0.0, 1.0):
-            rule = argparse.Namespace(tau_act=about["tau_act"], promote_z=z)
-            rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, rule))
+            rules[f"z={z:g}"] = bool(len(s["deltas"]) >= about["n_eval"] and promotable(s, z))
         rows.append({key: s[key] for key in ("skill_id", "status", "condition", "strategy", "utility", "n_eval")})
         rows[-1] |= {"mean_delta": float(np.mean(s["deltas"])), "fresh": float(d.mean()) if len(d) else None}
         rows[-1] |= {"half": half_width(d), "pairs": len(d)} | rules
@@ -189,9 +198,9 @@ def summary(args):
 
 def main():
     parser = base_parser(__doc__)
-    parser.add_argument("--games", type=positive_int, default=40, help="held-out games per skill, at most")
-    parser.add_argument("--repetitions", type=positive_int, default=1, help="pairs per game")
-    parser.add_argument("--type-pairs", type=positive_int, default=300, help="pairs per task type of the table by task type")
+    parser.add_argument("--games", type=whole(1), default=40, help="held-out games per skill, at most")
+    parser.add_argument("--repetitions", type=whole(1), default=1, help="pairs per game")
+    parser.add_argument("--type-pairs", type=whole(1), default=300, help="pairs per task type of the table by task type")
     parser.add_argument("--summary", nargs="+", metavar="RUN", help="only sum up what these runs' effects have been measured to be")
     parser.add_argument("--out", default="results/effects", help="output folder of --summary")
     args = parse_args(parser)

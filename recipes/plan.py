@@ -1,8 +1,9 @@
-"""What a run will need, before renting the GPUs: memory by part, micro-batch, tokens per iteration.  From the config alone, no weights.
+"""What a run will need, before renting the GPUs: memory by part, micro-batch, tokens, seconds an
+iteration, hours and cost.  From the config alone, no weights.
 
-    python recipes/plan.py --model Qwen/Qwen2.5-7B-Instruct --gpus 8 --memory 80 --gradient-checkpointing
-    python recipes/plan.py --model Qwen/Qwen2.5-7B-Instruct --gpus 1 --memory 80 --lora-rank 64 --gradient-checkpointing
-    python recipes/plan.py --model FOLDER --env webshop
+    python recipes/plan.py --gpus 8 --gradient-checkpointing --price 2.5        (Qwen2.5-7B-Instruct)
+    python recipes/plan.py --gpus 1 --lora-rank 64 --gradient-checkpointing
+    python recipes/plan.py --model FOLDER --env webshop --card H200
 
 How the memory of a decoder is counted (d hidden size, f width of the MLP, q and k widths of all query and key heads, b bytes of a number;
 per token, in the order of a layer's forward pass, what has to wait for the backward pass):
@@ -16,21 +17,36 @@ Without --gradient-checkpointing every layer keeps all of this, with it only its
 response tokens only, --logit-chunk of them at once, in about 5 float32 copies (logits, log-softmax, its exponential, two gradients).
 Checked within 20 % against measured peaks of small models on CPU (tests/test_plan.py).  Not checked: sharded runs, CUDA's own overhead
 (about 1 GB a process, not counted; 10 % of the memory is left free for it and for fragmentation).
+On one H100, 7B with LoRA: 26.5 GB estimated, 27.5 measured.
+
+How the seconds of an iteration are counted (P parameters, b bytes of one, E episodes a GPU):
+
+    update      flops of `update_flops` / (matrix rate x share).  Measured on an H100: .30 for 1.5B,
+                .28 for 7B with LoRA (760 TFLOP/s are 1).  Sharded: or, where longer, the gathered weights
+                and shared gradients of every micro-batch over the slowest link
+    rollout     steps x response x one token position: all weights and the cache of E episodes are read
+                once, and what the program itself needs (`POSITION`); and 2 P flops for each prompt token
+    sync        shards gathered; vLLM: its weights to the host and back (sleep, wake), and the copy
+    host        what no GPU shortens: every process reads all records and packs all rows (`HOST`)
+
+update and host are measured rates; rollout and sync follow from data sheets and are not yet checked
+on a GPU.  gpu.py measures yours: --matmul-tflops, --update-share, --position-ms.
 """
 
-import argparse
 import math
 import random
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from envs import UserError, run_tool  # noqa: E402
+from envs import UserError  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from envs.webshop import WebShop  # noqa: E402
+from support.cli import Parser, number, run_script, text, whole  # noqa: E402
 
 # Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that cannot reach the Hub.
 # model type, hidden size, MLP width, layers, query heads, key heads, head size, vocabulary, one matrix for embedding and output
@@ -57,6 +73,20 @@ TEMPLATE_TOKENS = 30
 GB = 1e9
 LOGIT_COPIES = 5  # float32 copies of a chunk's logits at the peak of the backward pass
 FREE = 0.1  # of a card's memory, for CUDA, fragments, buffers of the communication
+
+# GB of memory; TFLOP/s of bf16 matrix products as measured (benchmarks/gpu.py, 8192 cubed); TB/s of
+# memory by the data sheet
+CARDS = {"H100": (80, 760, 3.35), "H200": (141, 790, 4.8)}
+UPDATE_SHARE = 0.29  # of the matrix rate that updates reach: .30 at 1.5B, .28 at 7B with LoRA (H100)
+PREFILL_SHARE = 0.4  # and reading prompts: not measured
+MEMORY_SHARE = 0.6  # of the data sheet's memory rate that sampling reaches: not measured
+# seconds of a token position besides the memory's: fixed, and per layer.  Not measured on a GPU
+POSITION = {"vllm": (5e-3, 0.0), "transformers": (5e-3, 1e-3)}
+LINK, NETWORK, TO_HOST = 300e9, 50e9, 25e9  # bytes/s: between a machine's GPUs; machines; GPU and host
+# seconds per row of an iteration in every process, on one shared 2-core CPU of 2026-11: .25 ms to read
+# what the others played, .1 to pack it for the update, .2 to write it down (process 0)
+HOST = 0.55e-3
+LAYOUTS = [(1, 1), (2, 1), (8, 1), (8, 2)]  # GPUs of a machine, machines
 
 
 def read_config(name):
@@ -182,6 +212,97 @@ def prompt_tokens(env_name, model, games=8):
     return sum(lengths) / len(lengths), max(lengths), f"{len(texts)} prompts of random play, {how}"
 
 
+# ---- seconds -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Work:
+    """What an iteration has to do.  Tokens are means, per row."""
+
+    episodes: int
+    steps: float
+    prompt: float
+    response: float
+    micro_batch: int  # tokens
+    mini_batch: int  # rows
+
+    @property
+    def rows(self):
+        return self.episodes * self.steps
+
+
+def update_flops(s, rows, prompt, response, lora_rank=0, passes=1.0):
+    """Floating-point operations over `rows` rows: 6 a parameter and token of a decoder layer (2
+    forward, 4 backward; LoRA: 4, as frozen weights get no gradient, and 6 for the adapters), 6 (4) V d
+    per response token for the logits, 6 T^2 q for causal attention.  What gradient checkpointing
+    computes twice is not counted.  passes: the same in forward passes only, added to one update."""
+    per_weight, length = (4 if lora_rank else 6) + 2 * passes, prompt + response
+    flops = per_weight * (length * s.layers * s.layer + response * s.vocab * s.d)
+    flops += (6 + 2 * passes) * length * length * s.q * s.layers
+    return rows * (flops + (6 + 2 * passes) * length * lora_rank * s.adapter)
+
+
+def seconds(s, work, args, gpus, machines):
+    """{part: seconds} of one iteration on so many GPUs of so many machines."""
+    n, b = gpus * machines, bytes_of(args.dtype)
+    sharded, link = n > 1 and not args.lora_rank, LINK if machines == 1 else NETWORK / gpus
+    matrix, memory = args.matmul_tflops * 1e12, args.bandwidth * 1e12 * MEMORY_SHARE
+    moved = (n - 1) / n / link  # seconds per byte of gathering or sharing out
+
+    passes = 1 + (args.beta > 0)  # pi_old and the reference
+    flops = update_flops(s, work.rows, work.prompt, work.response, args.lora_rank, passes)
+    computing = flops / n / (matrix * args.update_share)
+    micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / work.micro_batch)
+    talking = micro_batches * s.parameters * (b * (2 + passes) + 4) * moved if sharded else 0.0
+    if args.lora_rank:  # adapters' gradients, once a mini-batch
+        talking = math.ceil(work.rows / work.mini_batch) * 8 * args.lora_rank * s.adapter * moved
+
+    at_once = math.ceil(work.episodes / n)
+    cache = at_once * (work.prompt + work.response / 2) * 2 * s.layers * s.k * b
+    fixed, per_layer = POSITION[args.engine]
+    position = (s.parameters * b + cache) / memory + fixed + per_layer * s.layers
+    if args.position_ms:
+        position = args.position_ms / 1e3
+    reading = work.rows / n * work.prompt * 2 * s.parameters / (matrix * PREFILL_SHARE)
+
+    whole_weights = s.parameters * b
+    sync = whole_weights * moved if sharded else 0.0
+    if args.engine == "vllm":
+        sync += 2 * whole_weights / TO_HOST + 2 * whole_weights / memory
+    elif sharded:
+        sync += 2 * whole_weights / memory
+    return {
+        "rollout": work.steps * work.response * position + reading,
+        "update": max(computing, talking),
+        "sync": sync,
+        "host": work.rows * HOST,
+    }
+
+
+def time_lines(s, args, work, fits):
+    """The printed table.  fits: (GPUs) -> whether the update's memory does."""
+    yield (
+        f"seconds of an iteration ({args.card}: {args.matmul_tflops:g} TFLOP/s, {args.bandwidth:g} TB/s; "
+        f"--engine {args.engine}; {work.response:g} tokens a response, {work.steps:g} steps an episode)"
+    )
+    parts = ["rollout", "update", "sync", "host"]
+    yield "  " + f"{'GPUs':18s}" + "".join(f"{part:>9s}" for part in [*parts, "sum"]) + "    hours" + (
+        "       cost" if args.price else ""
+    )  # fmt: skip
+    for gpus, machines in LAYOUTS:
+        spent = seconds(s, work, args, gpus, machines)
+        total, n = sum(spent.values()), gpus * machines
+        hours = total * args.iterations / 3600
+        name = f"{n}" + (f" in {machines} machines" if machines > 1 else "")
+        line = "  " + f"{name:18s}" + "".join(f"{value:9.1f}" for value in [*map(spent.get, parts), total])
+        line += f"{hours:9.1f}" + (f"{hours * n * args.price:11,.0f}" if args.price else "")
+        yield line + ("" if fits(n) else "   does NOT fit in memory")
+    yield (
+        f"  hours{' and cost' if args.price else ''} of {args.iterations} iterations; rollout and sync have not been "
+        "checked on a GPU (see the docstring)"
+    )
+
+
 # ---- the plan ------------------------------------------------------------------------------------------------------------------
 
 
@@ -240,28 +361,64 @@ def report(args):
         f"{rows * args.max_response / 1e6:.2f} million sampled; update over {rows * whole / 1e6:.2f} million, "
         f"{rows * whole / args.gpus / 1e6:.2f} per GPU"
     )
+    work = Work(episodes, args.mean_steps or steps, mean, args.mean_response or args.max_response, shown, 256)
+
+    def fits(gpus):
+        stays = weights_bytes(s, gpus, beta=args.beta, dtype=args.dtype, lora_rank=args.lora_rank)
+        return bool(fitting_tokens(s, args.memory * GB * (1 - FREE) - sum(stays.values()), share, longest, **how))
+
+    yield from time_lines(s, args, work, fits)
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--model", default="Qwen/Qwen2.5-7B-Instruct", help=f"folder, Hub name, or one of {', '.join(SHAPES)}")
-    p.add_argument("--gpus", type=int, default=1, help="how many")
-    p.add_argument("--memory", type=float, default=80, help="of one, in GB")
-    p.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of computing; trained weights stay in float32")
-    p.add_argument("--lora-rank", type=int, default=0, help="0: all weights are trained")
-    p.add_argument("--beta", type=float, default=0.01, help="0: no reference policy")
-    p.add_argument("--gradient-checkpointing", action="store_true", help="compute activations again in the backward pass")
-    p.add_argument("--micro-batch-tokens", type=int, help="padded tokens per forward pass (default: as many as fit)")
-    p.add_argument("--logit-chunk", type=int, help="response tokens whose logits are there at once (default: 1 GiB of logits)")
+    p = Parser(description=__doc__.split("\n\n")[0])
+    about = f"folder, Hub name, or one of {', '.join(SHAPES)}"
+    p.add_argument("--model", type=text, default="Qwen/Qwen2.5-7B-Instruct", help=about)
+    p.add_argument("--gpus", type=whole(1, 10_000), default=1, help="how many, for the memory")
+    p.add_argument("--card", choices=sorted(CARDS), default="H100", help="whose memory and rates")
+    p.add_argument("--memory", type=number(above=0), help="of one, in GB (default: the card's)")
+    about = "of computing; trained weights stay in float32"
+    p.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help=about)
+    p.add_argument("--lora-rank", type=whole(0, 4096), default=0, help="0: all weights are trained")
+    p.add_argument("--beta", type=number(least=0), default=0.01, help="0: no reference policy")
+    about = "compute activations again in the backward pass"
+    p.add_argument("--gradient-checkpointing", action="store_true", help=about)
+    about = "padded tokens per forward pass (default: as many as fit)"
+    p.add_argument("--micro-batch-tokens", type=whole(1), help=about)
+    about = "response tokens whose logits are there at once (default: 1 GiB of logits)"
+    p.add_argument("--logit-chunk", type=whole(1), help=about)
     p.add_argument("--env", default="alfworld", choices=["alfworld", "webshop"], help="whose prompts")
-    p.add_argument("--context", type=int, help="longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)")
-    p.add_argument("--max-response", type=int, default=512, help="tokens per response; what is counted with, so an upper bound")
-    p.add_argument("--max-steps", type=int, help="steps per episode (default: 50, WebShop 15)")
-    p.add_argument("--groups", type=int, default=16, help="B")
-    p.add_argument("--group-size", type=int, default=8, help="G")
-    for line in report(p.parse_args()):
+    about = "longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)"
+    p.add_argument("--context", type=whole(1), help=about)
+    about = "tokens per response; what is counted with, so an upper bound"
+    p.add_argument("--max-response", type=whole(1), default=512, help=about)
+    about = "steps per episode (default: 50, WebShop 15)"
+    p.add_argument("--max-steps", type=whole(1), help=about)
+    p.add_argument("--groups", type=whole(1), default=16, help="B")
+    p.add_argument("--group-size", type=whole(1), default=8, help="G")
+    g = p.add_argument_group("seconds and cost")
+    g.add_argument("--engine", choices=sorted(POSITION), default="vllm", help="of sampling")
+    about = "tokens of a response on average (default: the limit)"
+    g.add_argument("--mean-response", type=number(above=0), help=about)
+    about = "steps of an episode on average (default: the limit)"
+    g.add_argument("--mean-steps", type=number(above=0), help=about)
+    about = "iterations of all phases together"
+    g.add_argument("--iterations", type=whole(1), default=150, help=about)
+    g.add_argument("--price", type=number(least=0), help="of a GPU for an hour, in any currency")
+    about = "matrix products in bf16 (default: the card's)"
+    g.add_argument("--matmul-tflops", type=number(above=0), help=about)
+    g.add_argument("--bandwidth", type=number(above=0), help="of memory, TB/s (default: the card's)")
+    about = "of the matrix rate that an update reaches"
+    g.add_argument("--update-share", type=number(above=0, most=1), default=UPDATE_SHARE, help=about)
+    about = "milliseconds a token position as you measured it (default: from the memory's rate)"
+    g.add_argument("--position-ms", type=number(above=0), help=about)
+    args = p.parse_args()
+    memory, tflops, bandwidth = CARDS[args.card]
+    args.memory, args.matmul_tflops = args.memory or memory, args.matmul_tflops or tflops
+    args.bandwidth = args.bandwidth or bandwidth
+    for line in report(args):
         print(line)
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_script(main)

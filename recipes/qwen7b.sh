@@ -22,4 +22,4 @@ for phase in warmup mine distill; do
     --dtype bfloat16 --gradient-checkpointing --micro-batch-tokens 16384 --mini-batch-rows "$rows" "$@" $more
 done
 # the plain prompt, every validation task three times, temperature 0.4; one process
-${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 --vllm-memory 0.8 --repetitions 3 ${EVALUATE:-}
+${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 --repetitions 3 ${EVALUATE:-}

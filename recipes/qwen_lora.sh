@@ -5,7 +5,7 @@
 # Further arguments of one phase: MINE="--promote-all", DISTILL="...", EVALUATE="...".  Other models: MODEL=...
 # The other settings are the paper's (README, "--preset paper"); the adapter switched off is the reference policy, for free.
 # No GPU run has been measured yet; estimates of
-#   python recipes/plan.py --model ... --memory ... --lora-rank 64 --gradient-checkpointing --logit-chunk 512 --env webshop:
+#   python recipes/plan.py --model ... --memory ... --lora-rank 64 --gradient-checkpointing --env webshop:
 #   memory              1.5B: 7 GB while updating on a GPU below 40, 8 from 40 on; while sampling vLLM's weights take 3, and 128 episodes of
 #                       4,608 tokens would take 17 of cache.  7B: 21 GB below 48, without vLLM, 26 from 48 on; vLLM's weights
 #                       take 15, 128 such episodes 34 of cache (on fewer than 80 GB vLLM runs as many at once as it has room for)
@@ -27,7 +27,7 @@ for phase in warmup mine distill; do
   case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
   # shellcheck disable=SC2086 (words of $launch, $sampling and $more are meant to be split)
   [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" --model "$model" $sampling \
-    --lora-rank 64 --lr 3e-6 --dtype bfloat16 --gradient-checkpointing --micro-batch-tokens $tokens --logit-chunk 512 \
+    --lora-rank 64 --lr 3e-6 --dtype bfloat16 --gradient-checkpointing --micro-batch-tokens $tokens \
     --mini-batch-rows "$rows" "$@" $more
 done
 # the plain prompt, every validation task three times, temperature 0.4

@@ -1,14 +1,6 @@
-"""Prompts of chat models: one user turn in the model's own template, cut to fit."""
+"""Prompts of chat models, cut to fit."""
 
 from envs import Step, UserError
-
-
-def encode_turn(tokenizer, text):
-    """Token ids of a prompt as one user turn.  Templates with a thinking mode (Qwen3) have it off: the prompt asks for its own,
-    short <think> block."""
-    turn = [{"role": "user", "content": text}]
-    more = {"enable_thinking": False} if "enable_thinking" in str(tokenizer.chat_template) else {}
-    return tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, **more)["input_ids"]
 
 
 def fit_prompt(encode, env, task, history, step, skills, limit):

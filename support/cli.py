@@ -22,7 +22,7 @@ from envs import UserError
 
 FREE = {
     "overwrite", "device", "threads", "rollout_batch", "max_prompt", "micro_batch_tokens", "gradient_checkpointing", "save_every",
-    "snapshots", "track", "allow_malformed",
+    "snapshots", "track", "allow_malformed", "traces",
 }  # fmt: skip
 GROWING = {"iterations", "minutes"}
 ANY_NUMBER = 10_000  # iterations of a phase that minutes end
@@ -67,15 +67,19 @@ class Steady:
 
 def run_script(main):
     """Runs a script's main(); a user's mistake becomes one line and exit code 2."""
-    sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)
-    try:
-        from support import parallel  # imports torch
+    from transformers.utils.logging import disable_progress_bar
 
-        if parallel.rank():
+    from support import parallel
+
+    disable_progress_bar()  # of loading and saving: one per iteration otherwise
+    sys.stdout, sys.stderr, rank = Steady(sys.stdout), Steady(sys.stderr), 0
+    try:
+        rank = parallel.rank()
+        if rank:
             sys.stdout = open(os.devnull, "w")
         main()
     except UserError as mistake:
-        if "parallel" not in locals() or parallel.rank() == 0 or parallel.alone:  # most are found by all processes, told by one
+        if rank == 0 or parallel.alone:  # most mistakes are found by all processes, and told by one
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
@@ -200,17 +204,8 @@ def base_parser(doc):
     g.add_argument("--max-prompt", type=whole(64, 10**6), help=about)
     g.add_argument("--max-response", type=whole(1, 10**5), default=512, help="tokens per response")
     g.add_argument("--rollout-batch", type=whole(1, 10**5), default=128, help="episodes played in lockstep")
-    p.set_defaults(**GONE)
+    p.set_defaults(vllm_memory=0.8)  # share of the GPU's memory that vLLM takes while it samples
     return p
-
-
-# What is no option any more, until it is a constant beside its equation.
-GONE = dict(
-    gamma=0.95, invalid_cost=0.1, episode_stats="rows", anchor_similarity=1.0, adv_pool="pooled", clip_low=0.2, clip_high=0.2,
-    dual_clip=3.0, old_logprobs=by_preset(laptop="sampler", paper="trainer"), tis_cap=2.0, entropy_coef=0.001, weight_decay=0.01,
-    grad_clip=1.0, logit_chunk=None, note=True, constrain=None, vllm_memory=0.5, temperature=1.0, train_games=0,
-    ema=0.2, tau_act=0.05, promote_z=0.0, retire_after=by_preset(laptop=3, paper=3),
-)  # fmt: skip
 
 
 def make_parser(doc, **defaults):
@@ -229,6 +224,7 @@ def make_parser(doc, **defaults):
     g.add_argument("--omega", type=number(least=0, most=1000), default=1.0, help="(7) weight of the step advantage")
     about = "(10) KL coefficient; 0: no reference policy is kept"
     g.add_argument("--beta", type=number(least=0, most=1000), default=by_preset(laptop=0.0, paper=0.01), help=about)
+    p.set_defaults(vllm_memory=0.5)  # the trainer wants some, too
     p.set_defaults(adv_mode=by_preset(laptop="mean_norm", paper="mean_std_norm"))  # (8)
     g = p.add_argument_group("optimiser")
     g.add_argument("--lr", type=number(least=0, most=1), default=by_preset(laptop=5e-4, paper=1e-6), help="AdamW learning rate")
@@ -246,6 +242,8 @@ def make_parser(doc, **defaults):
     g.add_argument("--minutes", type=number(above=0, most=10**6), help=about)
     about = "iterations between checkpoints"
     g.add_argument("--save-every", type=whole(1), default=by_preset(laptop=1, paper=10), help=about)
+    about = "episodes per phase that are kept token by token, for the report"
+    g.add_argument("--traces", type=whole(0), default=16, help=about)
     about = "minutes between copies of the policy that are kept, for curves (0: none)"
     g.add_argument("--snapshots", type=number(least=0, most=10**6), default=0.0, help=about)
     about = "metrics go there besides metrics.jsonl"

@@ -69,11 +69,16 @@ def read_json(path):
 
 def read_jsonl(path):
     """All objects of a JSON-lines file; blank lines are none.  UserError names the file and line that is not one."""
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path):
+    """(line number, object) of a JSON-lines file."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             if line.strip():
-                rows.append(load_json(line))
+                rows.append((number, load_json(line)))
         except ValueError as error:
             raise UserError(f"{path}, line {number} is not a JSON object ({error}): mend or delete that line") from None
     return rows
@@ -177,7 +182,7 @@ def fingerprint(path):
 TEXT, COUNT, NUMBER = (str, "a text"), (int, "a whole number of at least 0"), ((int, float), "a number")
 FIELDS = {"skill_id": TEXT, "condition": TEXT, "strategy": TEXT, "title": TEXT, "env": TEXT, "utility": NUMBER, "n_eval": COUNT}
 FIELDS |= {"neg_streak": COUNT, "created_iter": COUNT, "updated_iter": COUNT}
-LISTS = {"deltas": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
+LISTS = {"deltas": NUMBER, "plain": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
 DEFAULTS = {"n_eval": 0, "neg_streak": 0, "created_iter": 0, "updated_iter": 0, "retired_iter": None}
 
 
@@ -190,8 +195,8 @@ def skills_file(path, env=None):
     """The skills of a skills.jsonl, checked, with defaults for what a file from elsewhere may leave out.  env: the world they are for.
     UserError names the line and the field, what was expected and what was found."""
     skills, lines = [], {}
-    for number, found in enumerate(read_jsonl(path), 1):
-        where = f"{path}, skill {number}"
+    for number, found in numbered(path):
+        where = f"{path}, line {number}"
         missing = [k for k in ("skill_id", "task_type", "condition", "strategy", "status", "utility") if k not in found]
         if missing:
             raise UserError(f"{where}: a skill without {', '.join(missing)}; write the file with mine.py")
@@ -205,7 +210,8 @@ def skills_file(path, env=None):
         if not is_a(skill["task_type"], TEXT) and skill["task_type"] is not None:
             raise UserError(f"{where}: expected a text or null as task_type, found {skill['task_type']!r}; mend that line")
         if skill["status"] not in ("candidate", "active", "retired"):
-            raise UserError(f"{where}: expected candidate, active or retired as status, found {str(skill['status'])[:60]!r}; mend that line")
+            found = str(skill["status"])[:60]
+            raise UserError(f"{where}: expected candidate, active or retired as status, found {found!r}; mend that line")
         if env and skill.get("env", env) != env:
             raise UserError(f"{where}: written in {skill['env'][:60]}, but {env} is played; use skills of that world")
         try:
@@ -213,7 +219,7 @@ def skills_file(path, env=None):
         except ValueError as reason:
             raise UserError(f"{where}: {reason}; mend or delete that line") from None
         if skill["skill_id"] in lines:
-            raise UserError(f"{where}: skill_id {skill['skill_id'][:60]!r} is that of skill {lines[skill['skill_id']]}, too; rename one")
+            raise UserError(f"{where}: skill_id {skill['skill_id'][:60]!r} is that of line {lines[skill['skill_id']]}, too; rename one")
         lines[skill["skill_id"]] = number
         skills.append(skill)
     return skills

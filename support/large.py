@@ -10,13 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from support import parallel
-
-
-def load_model(name, device, dtype):
-    """A Hugging Face model, ready to be played.  Code that comes with a model is never run."""
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), trust_remote_code=False)
-    return model.to(device).eval()
+from support import models, parallel
 
 
 def prepare_training(policy, args):
@@ -25,7 +19,8 @@ def prepare_training(policy, args):
         from peft import LoraConfig, inject_adapter_in_model
 
         torch.manual_seed(args.seed)  # the adapters begin alike in every process
-        inject_adapter_in_model(LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules="all-linear"), policy.model)
+        config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model))
+        inject_adapter_in_model(config, policy.model)
         policy.lora = [layer for layer in policy.model.modules() if hasattr(layer, "lora_A")]
         for p in trained(policy):
             p.data = p.data.float()
@@ -33,6 +28,14 @@ def prepare_training(policy, args):
         policy.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     if args.dtype != "float32" and not parallel.sharded():  # FSDP2 casts by itself
         policy.autocast = lambda: torch.autocast(torch.device(policy.device).type, getattr(torch, args.dtype))
+
+
+def adapted(model):
+    """Names of the modules that get a LoRA adapter: all linear layers but the output head.  Experts that
+    are kept as one tensor of many matrices are none: they stay as they are, since what `named_weights`
+    cannot merge must not be trained."""
+    head = model.get_output_embeddings()
+    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
 
 
 def trained(policy):
@@ -62,8 +65,8 @@ def enable_adapter(policy, on):
 
 
 def named_weights(policy):
-    """(name, tensor) of every weight as the plain Hugging Face model has it: shards in one piece (every process takes part), LoRA
-    merged, tied weights once."""
+    """(name, tensor) of every weight as the plain Hugging Face model has it: shards in one piece (every
+    process takes part), LoRA merged, tied weights once, and the buffers that its files have."""
     modules = dict(policy.model.named_modules())
     for name, p in policy.model.named_parameters():
         if ".lora_" in name:
@@ -74,6 +77,10 @@ def named_weights(policy):
             a, b = (parallel.whole(one["default"].weight.detach()).float() for one in (layer.lora_A, layer.lora_B))
             tensor = tensor + layer.scaling["default"] * (b @ a)  # (out, in), in float32
         yield name.replace(".base_layer", ""), tensor
+    files = policy.model.state_dict().keys()
+    for name, buffer in policy.model.named_buffers():
+        if name in files:
+            yield name.replace(".base_layer", ""), parallel.whole(buffer)
 
 
 def ready_to_sample(policy):
@@ -88,25 +95,32 @@ def ready_to_sample(policy):
         policy.engine.sync(policy)
         policy.engine.verify(policy)
     elif policy.sampling is not policy.model:
-        ours = dict(policy.sampling.named_parameters())
+        ours = policy.sampling.state_dict()
         for name, tensor in named_weights(policy):
-            ours[name].data.copy_(tensor)
+            ours[name].copy_(tensor)
     policy.synced = policy.version
 
 
 def save(policy, folder, dtype=None):
-    """A Hugging Face folder, weights as they are kept or in another dtype.  Every process takes part, process 0 writes."""
-    if policy.lora or parallel.sharded() or dtype not in (None, policy.model.dtype):
-        dtype = dtype or policy.model.dtype
-        weights = {name: tensor.to("cpu", dtype) if parallel.rank() == 0 else None for name, tensor in named_weights(policy)}
+    """A Hugging Face folder, weights as they are kept or in another dtype.  Every process takes part, process 0 writes.
+
+    UserError where weights that were merged or cast are not the policy's any more; measured at the first time."""
+    changed = policy.lora or parallel.sharded() or dtype not in (None, policy.model.dtype)
+    dtype = dtype or policy.model.dtype
+    if changed:
         with torch.device("meta"):
             plain = AutoModelForCausalLM.from_config(copy.deepcopy(policy.model.config), dtype=dtype)
         plain.generation_config = policy.model.generation_config
+        kinds = {name: tensor.dtype for name, tensor in plain.state_dict().items()}  # some stay in float32, whatever the model's is
+        weights = {name: tensor.to("cpu", kinds[name]) if parallel.rank() == 0 else None for name, tensor in named_weights(policy)}
     else:
         plain, weights = policy.model, None
     if parallel.rank() == 0:
         plain.save_pretrained(folder, state_dict=weights)
         policy.tokenizer.save_pretrained(folder)
+    if changed and dtype not in policy.proved:
+        models.check_saved(policy, folder)
+        policy.proved.add(dtype)
 
 
 def whole_state(optimizer):

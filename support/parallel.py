@@ -11,6 +11,8 @@ One process and many make the same update up to the order of sums (tests/test_pa
 
 import math
 import os
+import re
+import sys
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -22,14 +24,35 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from envs import UserError
 
 
+JOIN = timedelta(minutes=5)  # for all processes to start and to import what they need
+
+
 def rank():
     """Number of this process, from 0."""
-    return int(os.environ.get("RANK", 0))
+    return number("RANK", 0)
 
 
 def world():
     """Number of processes."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return number("WORLD_SIZE", 1)
+
+
+def number(name, default):
+    """What a launcher has set.  UserError where it is no number, or no launcher can have set it."""
+    value = os.environ.get(name, "") or str(default)
+    if not re.fullmatch("[0-9]{1,6}", value):
+        raise UserError(f"{name}={value[:40]} in the environment: expected a whole number; type `unset {name}`, or launch anew")
+    return int(value)
+
+
+def check():
+    """UserError where the environment is half of a launcher's: left over from another job, or set by hand."""
+    names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
+    if world() == 0 or (world() > 1 and missing) or rank() >= max(1, world()):
+        found = ", ".join(f"{name}={os.environ[name]}" for name in ("WORLD_SIZE", *names) if name in os.environ)
+        fix = "start with accelerate launch or torchrun, or type `unset WORLD_SIZE RANK LOCAL_RANK`"
+        raise UserError(f"the environment asks for several processes ({found}), but no launcher has started them: {fix}")
 
 
 def sharded():
@@ -39,15 +62,26 @@ def sharded():
 
 def begin(device):
     """Joins the other processes; returns the torch device of this one.  UserError where a machine has more processes than GPUs."""
+    check()
     if device.startswith("cuda") and world() > 1:
-        here, found = int(os.environ.get("LOCAL_WORLD_SIZE", world())), torch.cuda.device_count()
+        here, found = number("LOCAL_WORLD_SIZE", world()), torch.cuda.device_count()
         if here > found:
             raise UserError(f"{here} processes on a machine with {found} GPUs: launch with --num_processes {found}")
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
     if world() > 1 and not dist.is_initialized():
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        if rank() == 0:
+            print(f"waiting for {world()} processes at {place}", file=sys.stderr, flush=True)
         # objects go over gloo on any machine.  A rollout may keep a process waiting for long; one that died is noticed without a timeout
-        dist.init_process_group("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", timeout=timedelta(hours=6))
+        try:
+            store, _, _ = next(dist.rendezvous("env://", timeout=JOIN))
+            backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, store=store, rank=rank(), world_size=world(), timeout=timedelta(hours=6))
+        except (dist.DistError, ValueError) as error:
+            reason = str(error).split("\n")[0][:200]
+            fix = "start all of them together, or type `unset WORLD_SIZE RANK LOCAL_RANK` for one process"
+            raise UserError(f"{world()} processes were to meet at {place} and did not ({reason}): {fix}") from None
         agree(None)  # all have joined before one may leave with a mistake, or the others would only see it gone
     return device
 

@@ -1,8 +1,36 @@
 """Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every phase has."""
 
+import sys
 from collections import defaultdict
 
 import numpy as np
+from tqdm import tqdm
+
+from support import parallel
+
+
+def new_record(play, task_type, task):
+    """The record of an episode that has not begun.  play: a common.Play; task: its goal sentence."""
+    return {
+        "traj_id": "/".join(map(str, play.key)),
+        "group_id": play.group_id,
+        "task_id": play.task_id,
+        "task_type": task_type,
+        "task": task,
+        "condition": "skill" if play.skills else "plain",
+        "skill_ids": [skill["skill_id"] for skill in play.skills],
+        "skills": play.skills,
+        "success": False,
+        "score": 0.0,
+        "reward": 0.0,
+        "steps": [],
+    }
+
+
+def progress(n, title):
+    """A progress bar over n episodes; none where nobody watches a terminal."""
+    quiet = not sys.stderr.isatty() or parallel.rank() > 0
+    return tqdm(total=n, desc=title, leave=False, disable=quiet)
 
 
 def for_file(record):
@@ -17,7 +45,7 @@ def for_file(record):
     return {key: value for key, value in record.items() if key != "skills"} | {"steps": steps}
 
 
-def episode_metrics(records):
+def episode_metrics(records, max_response=512):
     """Success by condition, lengths, rates and what the advantages look like."""
     steps = [step for record in records for step in record["steps"]]
     metrics = {}
@@ -36,6 +64,7 @@ def episode_metrics(records):
         "valid_rate": float(np.mean([step["valid"] for step in steps])),
         "inadmissible_rate": float(np.mean([step["fails"] for step in steps])),
         "truncated": sum(step["truncated"] for step in steps),
+        "cut_rate": float(np.mean([len(step["response_ids"]) >= max_response for step in steps])),
         "response_tokens": sum(len(step["response_ids"]) for step in steps),
         "no_signal": float(np.mean([len(seen) == 1 for seen in outcomes.values()])),  # groups of wins only, or of losses only
         "advantage_std": float(advantages.std()),

@@ -27,13 +27,14 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import torch
 
 from envs import UserError
 from support import large, parallel
 from support.cli import FREE, GROWING
 from support.files import SEAL, damage, dump, fingerprint, load_json, read_json, read_text, seal, sync_folder, write_atomically
+from support.models import check_model
+from support.records import episode_metrics, for_file
 
 NEXT = {"warmup": "mine", "mine": "distill", "distill": "evaluate"}
 # What a phase writes into its folder, and therefore what --overwrite may delete there.
@@ -103,7 +104,8 @@ def finished_phase(folder):
         if folder.is_dir() and not mark(folder):
             raise UserError(f"{folder} is no phase's folder: point --from at runs/NAME/PHASE")
         state = "is not finished" if folder.is_dir() else "does not exist"
-        raise UserError(f"{folder} {state}: run `python {folder.name}.py --run {shlex.quote(folder.parent.name)}` first, or point --from elsewhere")
+        command = f"python {folder.name}.py --run {shlex.quote(folder.parent.name)}"
+        raise UserError(f"{folder} {state}: run `{command}` first, or point --from elsewhere")
     check_sources(folder)
     return folder
 
@@ -181,6 +183,7 @@ class Run:
     def __init__(self, args, phase, source, state, skills=None):
         self.args, self.phase, self.state, self.source, self.skills = args, phase, state, str(source), skills
         self.folder = Path("runs") / args.run / phase
+        check_model(self.source, args)  # before anything is opened
         self.iteration, self.spent, self.lengths, self.ended_by = 0, 0.0, {}, None
         self.seconds, self.types, self.bank = {}, set(), None
         self.checkpoint, found = parallel.first(self.open)
@@ -281,7 +284,8 @@ class Run:
             path = self.folder / name
             size = path.stat().st_size if path.is_file() else 0
             if size < length:
-                raise UserError(f"{path} has {size} bytes, the checkpoint was saved with {length}: put it back, or start anew with --overwrite")
+                found = f"{path} has {size} bytes, at the last checkpoint it had {length}"
+                raise UserError(f"{found}: lines are missing; put the file back, or start anew with --overwrite")
         for path in self.folder.glob("*.jsonl"):
             if path.name in OWN:
                 os.truncate(path, lengths.get(path.name, 0))
@@ -351,7 +355,7 @@ class Run:
         checkpoint.  pairs: lines of pairs.jsonl, where groups were paired; bank: all skills, where there are any."""
         about = {"phase": self.phase, "iteration": k, "env": self.args.env}
         self.append("trajectories.jsonl", [about | for_file(r) for r in records])
-        line = {"iteration": k} | episode_metrics(records, self.seconds.get("rollout_seconds", 0.0), self.args.max_response) | metrics
+        line = {"iteration": k} | episode_metrics(records, self.args.max_response) | metrics
         if pairs is not None:
             self.append("pairs.jsonl", [{"iteration": k} | pair for pair in pairs])
             line["mean_effect"] = sum(p["delta"] for p in pairs) / max(1, len(pairs))
@@ -360,8 +364,11 @@ class Run:
             self.bank = bank
             counts = [skill["status"] for skill in bank]
             line["bank"] = {status: counts.count(status) for status in dict.fromkeys(counts)}
+            ends = [skill["reason"] for skill in bank if "reason" in skill]
+            line["ended"] = {reason: ends.count(reason) for reason in dict.fromkeys(ends)}
         self.types |= {r["task_type"] for r in records}
         before, self.spent = self.spent, self.clock()
+        line["steps_per_second"] = round(line["env_steps"] / max(self.seconds.get("rollout_seconds", 0), 1e-3), 1)
         line |= self.seconds | {"elapsed": round(self.spent, 2)}
         self.seconds = {}
         self.append("metrics.jsonl", [line])
@@ -453,40 +460,7 @@ class Run:
         return "\n".join(lines)
 
 
-# ---- what is written -------------------------------------------------------------------------------------------
-
-
-def for_file(record):
-    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
-    drop = ("prompt_ids", "allowed", "admissible")
-    steps = [
-        {k: v for k, v in step.items() if k not in drop}
-        | {"n_admissible": len(step["admissible"]), "logprobs": [round(x, 5) for x in step["logprobs"]]}
-        for step in record["steps"]
-    ]
-    return {k: v for k, v in record.items() if k != "skills"} | {"steps": steps}
-
-
-def episode_metrics(records, seconds, max_response):
-    """Success by condition, mean length, rates: the part of metrics.jsonl that every phase has."""
-    steps = [step for r in records for step in r["steps"]]
-    metrics = {}
-    for condition in ("plain", "skill"):
-        part = [r for r in records if r["condition"] == condition]
-        if part:
-            metrics |= {f"success_{condition}": float(np.mean([r["success"] for r in part])), f"episodes_{condition}": len(part)}
-    return metrics | {
-        "score": float(np.mean([r["score"] for r in records])),
-        "mean_steps": len(steps) / len(records),
-        "env_steps": len(steps),
-        "valid_rate": float(np.mean([s["valid"] for s in steps])),
-        "inadmissible_rate": float(np.mean([s["fails"] for s in steps])),
-        "truncated": sum(s["truncated"] for s in steps),
-        "cut_rate": float(np.mean([len(s["response_ids"]) >= max_response for s in steps])),
-        "response_tokens": sum(len(s["response_ids"]) for s in steps),
-        "rollout_seconds": round(seconds, 3),
-        "steps_per_second": round(len(steps) / max(seconds, 1e-3), 1),
-    }
+# ---- what the console says ------------------------------------------------------------------------
 
 
 def not_silent(m, args):

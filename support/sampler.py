@@ -19,6 +19,8 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from support.models import attention_masks
+
 
 def masked_log_softmax(logits, allowed):
     """(N, V) log-probs among the allowed tokens.  allowed: per row a list of ids, None for all."""
@@ -240,11 +242,8 @@ class Sampler:
         # a multiple of 16, for attention kernels that would pad the mask again in every layer
         length = -(-(max(starts) + width) // 16) * 16 if past else width
         self.cache.at(row, positions, length, len(self.cached))
-        mask = None  # without a past: causal, as models are without a mask
-        if past:  # causal, row by row: (n, 1, w, T), added to the scores
-            later = torch.arange(length, device=ids.device) > positions[:, None, :, None]
-            mask = torch.zeros(later.shape, dtype=self.cache.kv[0][0].dtype, device=ids.device)
-            mask.masked_fill_(later, torch.finfo(mask.dtype).min)
+        # causal, row by row: (n, 1, w, T); without a past nothing has to be said
+        mask = attention_masks(self.policy.sampling, positions, length) if past else None
         hidden = self.policy.sampling.base_model(
             input_ids=ids,
             position_ids=positions,

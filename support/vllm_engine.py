@@ -30,8 +30,6 @@ def check(args):
     wanted = "vllm>={}.{},<{}.{}".format(*RANGE[0], *RANGE[1])
     if not found or not RANGE[0] <= tuple(map(int, found.split(".")[:2])) < RANGE[1]:
         raise UserError(f"--engine vllm: expected {wanted}, found {found or 'none'}; run pip install -e '.[vllm]'")
-    if args.constrain:
-        raise UserError("--engine vllm samples freely: leave --constrain out, or use --engine transformers")
 
 
 ENGINES = []  # at most one in a process, for all its policies: evaluate.py has several

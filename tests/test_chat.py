@@ -258,7 +258,7 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
     ]  # fmt: skip
     asked = []
     monkeypatch.setattr(mine, "generate", lambda policy, prompts, *more: asked.extend(prompts) or answers)
-    new, rejected = mine.write_skills(chat, env, pool, [], 0, seed=0, per_type=20, temperature=0.7)
+    new, rejected = mine.write_skills(chat, env, pool, [], 0, seed=0)
     assert len(asked) == len(answers) and all("JSON" in prompt for prompt in asked)
     assert [skill["condition"] for skill in new] == ["when hot"]
     assert sorted(r["reason"] for r in rejected) == sorted([

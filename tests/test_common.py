@@ -306,7 +306,7 @@ def test_records_survive_the_way_to_the_file(records):
 def skill(name, condition, task_type="heat", **more):
     return {
         "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type, "status": "candidate",
-        "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [],
+        "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [], "plain": [],
     } | more  # fmt: skip
 
 
@@ -325,18 +325,18 @@ def test_retrieval_prefers_matching_words_then_utility_and_keeps_to_the_type():
 def test_a_skill_lives_by_its_utility():
     good, bad = skill("good", "x"), skill("bad", "x")
     for k in range(3):
-        mine.credit(good, 0.5, k, n_eval=3)
-        mine.credit(bad, -0.25, k, n_eval=3)
+        mine.credit(good, {"delta": 0.5, "s_base": [0]}, k, n_eval=3)
+        mine.credit(bad, {"delta": -0.25, "s_base": [1]}, k, n_eval=3)
     assert good["status"] == "active" and good["utility"] == 0.5
     assert bad["status"] == "retired" and bad["retired_iter"] == 2
-    mine.credit(good, -1.0, 3, n_eval=3)
-    assert good["utility"] == pytest.approx(0.8 * 0.5 - 0.2)
+    mine.credit(good, {"delta": -1.0, "s_base": [1]}, 3, n_eval=3)
+    assert good["utility"] == pytest.approx(0.75 * 0.5 - 0.25)
 
 
 def test_a_candidate_that_never_shows_an_effect_is_retired():
     one = skill("empty", "x")
     for k in range(9):
-        mine.credit(one, 0.0, k, n_eval=3)
+        mine.credit(one, {"delta": 0.0, "s_base": [0]}, k, n_eval=3)
     assert one["status"] == "retired"
 
 
@@ -364,7 +364,7 @@ def test_a_missing_file_says_what_to_do(tmp_path):
 def test_a_skill_without_a_key_is_refused(tmp_path):
     path = tmp_path / "skills.jsonl"
     path.write_text(json.dumps({"skill_id": "x", "condition": "c"}) + "\n")
-    with pytest.raises(UserError, match="skill 1: a skill without task_type, strategy"):
+    with pytest.raises(UserError, match="line 1: a skill without task_type, strategy"):
         files.skills_file(path)
 
 

@@ -184,7 +184,7 @@ def test_all_three_phases_run_in_two_processes():
 def test_every_process_has_a_vllm_engine_of_its_own(shard):
     make_chat_model("chat", max_position_embeddings=4096)
     small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
-    arguments = [*small.split(), "--model", "chat", "--engine", "vllm"]
+    arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--preset", "paper", "--beta", "0"]
     succeeds(2, phase(warmup, arguments, toy=False), shard)
     lines = files.read_jsonl("runs/default/warmup/metrics.jsonl")
     assert len(lines) == 2 and all(line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines)
@@ -241,6 +241,8 @@ def test_a_mistake_is_told_once_and_ends_all_processes():
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="4 processes on a machine with 2 GPUs: launch with --num_processes 2"):
         parallel.begin("cuda")

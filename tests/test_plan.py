@@ -86,6 +86,59 @@ def test_a_model_without_config_is_refused_in_one_line(tmp_path):
         plan.read_config(str(tmp_path))
 
 
+# ---- seconds ----
+
+MEASURED = {  # one H100, 2026-11-26: (model, rank, rows, tokens a row, response) -> tokens/s of an update
+    "1.5B": ("Qwen2.5-1.5B", 0, 128, 623.5, 128, 25_100),
+    "7B LoRA": ("Qwen2.5-7B", 64, 96, 600, 64, 7_756),
+}
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_seconds_of_an_update_are_within_15_percent_of_those_measured_on_an_h100(name):
+    model, rank, rows, length, response, rate = MEASURED[name]
+    s = plan.Sizes(plan.read_config(model))
+    flops = plan.update_flops(s, rows, length - response, response, rank, passes=0)
+    estimated = flops / (760e12 * plan.UPDATE_SHARE)
+    assert estimated == pytest.approx(rows * length / rate, rel=0.15)
+
+
+def table(text):
+    """{GPUs: [rollout, update, sync, host, sum, hours, ...]} of the printed plan."""
+    lines = text[text.index("seconds of an iteration") :].splitlines()[2:6]
+    lines = [line.replace(" in 2 machines", "").split(" does NOT")[0].split() for line in lines]
+    return {int(line[0]): [float(x.replace(",", "")) for x in line[1:]] for line in lines}
+
+
+def test_more_gpus_shorten_updates_in_proportion_and_rollouts_less(monkeypatch, capsys):
+    found = table(printed(monkeypatch, capsys, "--lora-rank", "64", "--gradient-checkpointing"))
+    assert list(found) == [1, 2, 8, 16]
+    assert found[8][1] == pytest.approx(found[1][1] / 8, rel=0.01)
+    assert found[16][0] < found[8][0] < found[1][0] < 8 * found[8][0]  # a token position has a floor
+    assert found[1][3] == found[16][3]  # what every process does for itself stays
+
+
+def test_hours_are_those_of_all_iterations_and_the_price_is_of_all_gpus(monkeypatch, capsys):
+    text = printed(monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--iterations", "3600", "--price", "2")
+    for gpus, (*_, total, hours, cost) in table(text).items():
+        assert hours == pytest.approx(total, abs=0.1) and cost == pytest.approx(2 * gpus * hours, rel=0.01)
+
+
+def test_a_measured_token_position_replaces_the_estimated_one(monkeypatch, capsys):
+    more = "--mean-steps 10 --mean-response 100".split()
+    few, many = (
+        table(printed(monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--position-ms", ms, *more))
+        for ms in ("10", "30")
+    )
+    assert many[1][0] - few[1][0] == pytest.approx(10 * 100 * 0.02, abs=0.2)
+
+
+@pytest.mark.parametrize("typed", ["--gpus 0", "--gpus -1", "--price nan", "--memory 0", "--card B200"])
+def test_what_no_machine_has_is_refused_in_one_line(monkeypatch, capsys, typed):
+    with pytest.raises(UserError, match=typed.split()[0]):
+        printed(monkeypatch, capsys, *typed.split())
+
+
 # ---- measured peaks ----
 
 SMALL = dict(hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32)

@@ -23,7 +23,7 @@ RECIPES = {
     "qwen7b_sharded": ["alfworld"],
 }  # fmt: skip
 SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
-TINY = [*SMALL, *"--iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
+TINY = [*SMALL, *"--allow-malformed --iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
 
 @pytest.mark.parametrize("recipe", ["qwen7b", "qwen1_5b", "qwen_lora"])
 def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
-    known = {flag for script in ("common", "warmup", "mine", "distill", "evaluate") for flag in flags_of(HERE / f"{script}.py")}
+    known = {flag for script in ("support/cli", "warmup", "mine", "distill", "evaluate") for flag in flags_of(HERE / f"{script}.py")}
     lines = [line for line in (HERE / "recipes" / f"{recipe}.sh").read_text().splitlines() if not line.startswith("#")]
     used = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) - {"--config_file", "--num_processes"}
     assert used - {"--config", "--num"} <= known
@@ -82,7 +82,7 @@ def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
 def test_a_laptop_recipe_is_valid_shell_and_names_only_arguments_that_its_scripts_have(recipe):
     path = HERE / "recipes" / f"{recipe}.sh"
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
-    scripts = ["common.py", "warmup.py", "mine.py", "distill.py", "evaluate.py", "recipes/compare.py", "tiny/players.py"]
+    scripts = ["support/cli.py", "warmup.py", "mine.py", "distill.py", "evaluate.py", "recipes/compare.py", "tiny/players.py"]
     known = {flag for script in scripts for flag in flags_of(HERE / script)}
     lines = [line.partition(" #")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
     assert set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) <= known

@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import common
 from common import Play, Policy, assign_advantages, rollout, rows_of
 from distill import prompts_of
 from envs import FreeText, Step, shop
 from envs import webshop_prompts as words
 from envs.webshop import WebShop
 from envs.webshop_data import Nouns
+from support import models
 from support.packing import merge_prefixes
 from tiny import build, webshop_lessons
 from tiny.shoppers import CLAUSES, KINDS, describe, fits, skill
@@ -330,7 +330,7 @@ def test_the_shipped_weights_read_and_write_and_are_small():
     assert policy.style == "compact+note" and policy.decode(policy.encode(" usb 日 #3\n")) == " usb 日 #3\n"
     assert sum(file.stat().st_size for file in (build.HERE / "webshop").iterdir()) < 5_000_000
     assert len(policy.tokenizer) == webshop_lessons.VOCABULARY
-    common.check_model(str(build.HERE / "webshop"))
+    models.check_model(str(build.HERE / "webshop"))
 
 
 def test_the_shipped_weights_shop_far_better_with_a_skill_in_the_prompt():

@@ -16,7 +16,7 @@ import warmup
 from common import Play, Policy, assign_advantages, rollout, rows_of
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import files, large, vllm_engine
+from support import files, large, models, vllm_engine
 from support.packing import merge_prefixes
 from tests.conftest import arguments, make_chat_model, run_main
 
@@ -240,7 +240,7 @@ def test_constrained_sampling_and_stand_ins_are_refused(monkeypatch, model_folde
     with pytest.raises(UserError, match="samples freely"):
         run_main(monkeypatch, warmup, "--engine", "vllm", "--constrain")
     with pytest.raises(UserError, match="stand-in"):
-        common.check_model(str(model_folder), settings())
+        models.check_model(str(model_folder), settings())
 
 
 def test_two_engines_of_a_kind_are_refused(monkeypatch):

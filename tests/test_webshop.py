@@ -6,17 +6,19 @@ What needs the official products or the recordings is in test_golden.py.  Expect
 
 import importlib.util
 import json
+import os
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from envs import Step, UserError, shop
+from envs import Step, UserError, shop, webshop_data
 from envs.webshop import COLOURS, Goals, Nouns, WebShop, fuzzy, score
 from envs.webshop_data import INSTALL, Catalogue, clean, find_files, load, stream_json
 from envs.webshop_prompts import LONGEST, anchor, parse, prompt, summary_prompt
-from envs.webshop_search import Index, _one_byte_lengths, analyze, stem
+from envs.webshop_search import Index, _one_byte_lengths, analyze, any_tokens, stem, tokens
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +209,46 @@ def test_the_cache_is_used_rebuilt_when_damaged_and_missed_when_stale(tmp_path, 
         assert cache.read_bytes() == good
     write_data(data, [item("B000000001", "Green Lamp"), LAMPS[1]])
     assert load(data).product(0).title == "Green Lamp"
+
+
+def test_a_large_cache_is_mapped_and_answers_like_one_that_was_read(tmp_path, monkeypatch):
+    data = write_data(tmp_path / "data", LAMPS)
+    read = load(data)
+    monkeypatch.setattr(webshop_data, "LARGE", 0)
+    built, mapped = load(data), load(data)  # sources are known by size and time now: another cache
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
+    for catalogue in built, mapped:
+        assert isinstance(catalogue.packed, np.memmap) and isinstance(catalogue.index.docs, np.memmap)
+        assert [catalogue.product(i) for i in range(2)] == [read.product(i) for i in range(2)]
+        assert catalogue.search("red lamp") == read.search("red lamp") and catalogue.skipped == read.skipped
+        assert (catalogue.table["low"] == read.table["low"]).all()
+
+
+def test_a_product_that_is_damaged_in_a_mapped_cache_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(webshop_data, "LARGE", 0)
+    data = write_data(tmp_path / "data", LAMPS)
+    load(data)
+    cache = next((tmp_path / "cache").glob("*.npz"))
+    cache.write_bytes(cache.read_bytes().replace(b'"Red Lamp"', b'"Red Lamp['))
+    with pytest.raises(UserError, match="product 0 is damaged in the cache; empty"):
+        load(data).product(0)
+
+
+def test_a_large_source_file_that_has_changed_misses_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(webshop_data, "LARGE", 0)
+    data = write_data(tmp_path / "data", LAMPS)
+    before = webshop_data.fingerprint(find_files(data)[:2])
+    os.utime(find_files(data)[0], ns=(1, 1))
+    assert webshop_data.fingerprint(find_files(data)[:2]) != before
+
+
+def test_plain_text_is_split_like_any_other():
+    rng = random.Random(0)
+    signs = "aB1_2.:,;'# *-x9\n\t\x1f ™\u200d\ufe0f\u20e3\u00ad\u202f\u00a0\u0301❤\U0001f468\U0001f3fd日ひカ’é½ก"
+    for _ in range(5000):
+        text = "".join(rng.choices(signs, k=rng.randrange(1, 16)))
+        assert list(tokens(text)) == list(any_tokens(text)), repr(text)
+    assert list(tokens("a" * 600)) == list(any_tokens("a" * 600))
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch):

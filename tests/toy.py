@@ -1,4 +1,6 @@
-"""A complete environment in one file: a hall with four doors, one of which the task names.  --env tests.toy:Doors plays it."""
+"""A complete environment in one file: a hall with four doors, one of which the task names.
+
+--env tests.toy:Doors plays it."""
 
 import copy
 
@@ -58,6 +60,7 @@ class Doors:
         return f"task : {record['task']}\nhint :"
 
     def parse_skill(self, response, style):
-        if not response.strip():
-            raise ValueError("empty")  # the policy is free to write anything; this is what becomes of it
-        return {"title": "a door", "condition": "find something", "strategy": " ".join(response.split()[:3])}
+        words = response.split()[:3]
+        if not words:  # the policy is free to write anything; this is what becomes of it
+            raise ValueError("empty")
+        return {"title": "a door", "condition": "find something", "strategy": " ".join(words)}

@@ -206,7 +206,8 @@ def train(rank, args):
 
 def check(args, lessons):
     """Plays the gates in worlds never trained on; prints one JSON line and returns whether all hold."""
-    from common import Play, Policy, generate, rollout
+    from common import Play, Policy, rollout
+    from support.writing import generate
 
     torch.set_num_threads(1)
     policy = Policy(args.out)

@@ -1,0 +1,84 @@
+"""Notebooks from plain Python: course/NAME.py, with cells between `# %%` lines, becomes course/NAME.ipynb with its outputs.
+
+    python -m course.build                     all of them
+    python -m course.build siri_in_one_notebook
+    python -m course.build --check             exit code 1 where a notebook's cells are not those of its source (what CI asks)
+
+The sources are what is reviewed and edited; a `# %% [markdown]` cell is text, its lines after `# `.  Outputs are those of one run.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from envs import UserError, run_tool
+
+HERE = Path(__file__).parent
+
+
+def sources():
+    """The course's notebooks: every .py that begins with a cell."""
+    return sorted(path for path in HERE.glob("*.py") if path.read_text(encoding="utf-8").startswith("# %%"))
+
+
+def notebook(source):
+    """The cells of a source file as a notebook without outputs."""
+    book = nbformat.v4.new_notebook()
+    book.metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    for i, cell in enumerate(Path(source).read_text(encoding="utf-8").split("# %%")[1:]):
+        kind, _, text = cell.partition("\n")
+        text = text.strip("\n")
+        if "[markdown]" in kind:
+            text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.splitlines())
+            made = nbformat.v4.new_markdown_cell(text)
+        else:
+            made = nbformat.v4.new_code_cell(text)
+        made["id"] = f"cell-{i}"  # stable: the same source gives the same file
+        book.cells.append(made)
+    return book
+
+
+def execute(book, folder=HERE, replace=(), more=()):
+    """Runs a notebook in place.  replace: (old, new) texts put into its code first; more: code cells put at its end."""
+    for old, new in replace:
+        if not any(old in cell.source for cell in book.cells):
+            raise UserError(f"no cell holds {old!r}")
+        for cell in book.cells:
+            if cell.cell_type == "code":
+                cell.source = cell.source.replace(old, new)
+    book.cells += [nbformat.v4.new_code_cell(text) for text in more]
+    NotebookClient(book, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    return book
+
+
+def same_cells(a, b):
+    return [(c.cell_type, c.source) for c in a.cells] == [(c.cell_type, c.source) for c in b.cells]
+
+
+def main():
+    asked = [name for name in sys.argv[1:] if not name.startswith("--")]
+    stale = []
+    for source in sources():
+        target = source.with_suffix(".ipynb")
+        if asked and source.stem not in asked:
+            continue
+        book = notebook(source)
+        if "--check" in sys.argv:
+            if not target.exists() or not same_cells(book, nbformat.read(target, as_version=4)):
+                stale.append(source.stem)
+            continue
+        began = time.time()
+        execute(book)
+        for cell in book.cells:
+            cell.metadata.pop("execution", None)  # times of the run: they would change the file every time
+        nbformat.write(book, target)
+        print(f"{target.name}: {len(book.cells)} cells, {target.stat().st_size / 1e3:.0f} kB, {time.time() - began:.0f} s", flush=True)
+    if stale:
+        raise UserError(f"not built from their sources: {', '.join(stale)}; run python -m course.build {' '.join(stale)}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

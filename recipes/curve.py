@@ -1,0 +1,75 @@
+"""The README's curve: SIRI and GiGPO after warm-up, over seeds, from recorded points.
+
+    python recipes/curve.py     # docs/img/curve-light.svg and curve-dark.svg, of results/default
+
+recipes/compare.py draws all splits against all clocks; this is the one picture for a first look.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from recipes.compare import band, curve  # noqa: E402
+from support.files import read_jsonl  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+SPLITS = {"valid_seen": "rooms that training knows", "valid_unseen": "rooms never seen"}
+COLOURS = {  # of text, GiGPO, SIRI: on a white page and on a dark one
+    "light": ("#1f2328", "#8250df", "#0969da"),
+    "dark": ("#e6edf3", "#bc8cff", "#4493f8"),
+}
+
+
+def draw(points, arms, path, text, *colours):
+    """Mean and Student's 95 % interval over seeds; the axis is a root, for the climb."""
+    seeds = sorted({p["seed"] for p in points})
+    plt.rcParams.update({"text.color": text, "axes.labelcolor": text, "axes.edgecolor": text})
+    plt.rcParams.update({"xtick.color": text, "ytick.color": text, "font.size": 11})
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.1), sharey=True)
+    for axis, (split, title) in zip(axes, SPLITS.items()):
+        for arm, name, colour in zip(arms, ("GiGPO alone", "SIRI"), colours):
+            runs = [curve(points, arm, seed, split, "minutes") for seed in seeds]
+            # only where all seeds have points on both sides: nothing is extrapolated
+            known = np.concatenate([x for x, _ in runs])
+            x = np.unique(known.clip(max(x[0] for x, _ in runs), min(x[-1] for x, _ in runs)))
+            levels = [band([np.interp(at, *run) for run in runs]) for at in x]
+            mean, low, high = np.array(levels).T
+            axis.plot(x, mean, color=colour, label=name, linewidth=2)
+            axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axis.set_xlim(left=0)  # before the scale: a root has no place for the margin below zero
+        axis.set_xscale("function", functions=(np.sqrt, np.square))
+        axis.set_xticks([0, 0.5, 1, 2, 4, 6, 8, 10], ["0", ".5", "1", "2", "4", "6", "8", "10"])
+        axis.set_xlabel("minutes after warm-up, one core")
+        axis.set_title(title, fontsize=11)
+        axis.set_ylim(0, 1)
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("games won, plain prompt")
+    axes[1].legend(loc="lower right", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, transparent=True, metadata={"Date": None})  # the same file every time
+    plt.close(figure)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--points", default=ROOT / "results" / "default" / "points.jsonl")
+    parser.add_argument("--arms", nargs=2, default=["gigpo-fast", "siri-fast"])
+    parser.add_argument("--out", default=ROOT / "docs" / "img", help="folder of the two figures")
+    args = parser.parse_args()
+    plt.rcParams["svg.hashsalt"] = "siri"  # ids of shapes: the same every time
+    for theme, colours in COLOURS.items():
+        path = Path(args.out) / f"curve-{theme}.svg"
+        draw(read_jsonl(args.points), args.arms, path, *colours)
+        print(path)
+
+
+if __name__ == "__main__":
+    main()
