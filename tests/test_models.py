@@ -214,8 +214,9 @@ def test_other_models_are_refused_in_one_line_that_names_the_reason(tmp_path, to
             models.check_model(folder)
 
 
-def no_windows(model, positions, length):
-    return torch.arange(length) <= positions[:, None, :, None]
+def no_windows(model, positions, length, dtype):
+    later = torch.arange(length) > positions[:, None, :, None]
+    return torch.zeros(later.shape, dtype=dtype).masked_fill_(later, torch.finfo(dtype).min)
 
 
 def bare_head(model, hidden):

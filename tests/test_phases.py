@@ -17,7 +17,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import cli, files
+from support import cli, files, intervals
 from tests.conftest import ended, play, run_main, start, toy_worlds
 from tests.toy import Doors
 
@@ -208,10 +208,10 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
 
 
 def test_intervals_have_known_values():
-    assert evaluate.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert intervals.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
-    mean, low, high = evaluate.paired_difference(a, b)
+    mean, low, high = intervals.paired_difference(a, b)
     assert mean == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61
 
 
