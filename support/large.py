@@ -10,7 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from envs import UserError
 from support import models, parallel
+
+MLP = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def prepare_training(policy, args):
@@ -22,6 +25,9 @@ def prepare_training(policy, args):
         config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model))
         inject_adapter_in_model(config, policy.model)
         policy.lora = [layer for layer in policy.model.modules() if hasattr(layer, "lora_A")]
+        if not all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in policy.lora):
+            raise UserError(f"--lora-rank: LoRA would adapt more than the linear layers of {policy.name}, which could not be "
+                            "merged; train all weights (--lora-rank 0)")
         for p in trained(policy):
             p.data = p.data.float()
     if args.gradient_checkpointing:
@@ -31,11 +37,14 @@ def prepare_training(policy, args):
 
 
 def adapted(model):
-    """Names of the modules that get a LoRA adapter: all linear layers but the output head.  Experts that
-    are kept as one tensor of many matrices are none: they stay as they are, since what `named_weights`
-    cannot merge must not be trained."""
-    head = model.get_output_embeddings()
-    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    """Names of the layers that get a LoRA adapter: all linear ones but the output head.
+
+    Where experts are kept as one tensor of many matrices they stay as they are, since only what
+    `named_weights` can merge may be trained.  The MLP layers beside them stay, too: peft takes their names
+    for the experts'."""
+    head, experts = model.get_output_embeddings(), any(p.ndim == 3 for p in model.parameters())
+    names = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    return [name for name in names if not (experts and name.rpartition(".")[2] in MLP)]
 
 
 def trained(policy):

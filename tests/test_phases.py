@@ -353,7 +353,7 @@ def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
 def test_self_imitation_teaches_as_much_as_siri_did(monkeypatch, finished, toy):
     here = Path(common.__file__).parent
     shutil.copy(here / "distill.py", "distill.py")
-    patch = here / "recipes" / "ablations" / "self_imitation.patch"
+    patch = here / "recipes" / "ablations" / "self-imitation.patch"
     subprocess.run(["git", "apply", patch], check=True)
     spec = importlib.util.spec_from_file_location("distill", "distill.py")
     patched = importlib.util.module_from_spec(spec)
