@@ -120,6 +120,17 @@ def test_a_full_disk_loses_nothing_already_written(monkeypatch, finished, toy):
     assert weights("distill") == (finished / "default" / "distill" / "policy" / "model.safetensors").read_bytes()
 
 
+def test_the_control_plays_other_games_than_warm_up_did(monkeypatch, toy):
+    for run, share in ("plain", "0.9"), ("control", "0"):
+        more = ["--iterations", "2", "--stop-at", share, "--run", run]
+        run_main(monkeypatch, warmup, *SMALL, *more)
+    one, other = (
+        [r["task_id"] for r in files.read_jsonl(f"runs/{run}/warmup/trajectories.jsonl")]
+        for run in ("plain", "control")
+    )
+    assert len(one) == len(other) == 48 and one != other
+
+
 # ---- what the phases write ----
 
 
