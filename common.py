@@ -53,9 +53,9 @@ def make_env(name, simulator="fast", max_steps=None):
     module, _, kind = name.partition(":")
     try:
         return getattr(import_module(module), kind)()
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever that module does
         expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
-        raise UserError(f"--env {name}: {expected} ({error})") from None
+        raise UserError(f"--env {name}: {expected} ({error!r})") from None
 
 
 def is_held_out(task_id):

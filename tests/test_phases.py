@@ -1,9 +1,11 @@
 """The scripts: errors before any model loads, every phase killed at random moments, learning.   pytest tests/test_phases.py"""
 
+import importlib.util
 import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +19,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import cli, files
+from support import cli, files, intervals
 from tests.conftest import ended, play, run_main, start, toy_worlds
 from tests.toy import Doors
 
@@ -208,10 +210,10 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
 
 
 def test_intervals_have_known_values():
-    assert evaluate.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert intervals.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
-    mean, low, high = evaluate.paired_difference(a, b)
+    mean, low, high = intervals.paired_difference(a, b)
     assert mean == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61
 
 
@@ -343,3 +345,28 @@ def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
     success = [line["success_plain"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     steps = [line["mean_steps"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     assert sum(success[-5:]) / 5 > 0.9 > sum(success[:2]) / 2 and sum(steps[-5:]) / 5 < sum(steps[:5]) / 5 - 0.3, (success, steps)
+
+
+# ---- ablations that are patches ----
+
+
+def test_self_imitation_teaches_as_much_as_siri_did(monkeypatch, finished, toy):
+    here = Path(common.__file__).parent
+    shutil.copy(here / "distill.py", "distill.py")
+    patch = here / "recipes" / "ablations" / "self-imitation.patch"
+    subprocess.run(["git", "apply", patch], check=True)
+    spec = importlib.util.spec_from_file_location("distill", "distill.py")
+    patched = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(patched)
+    monkeypatch.setattr(patched, "make_env", lambda *given: Doors())
+    shutil.copytree(finished / "default" / "mine", "runs/default/mine")
+    dose = finished / "default" / "distill"
+    arguments = [*SMALL, "--iterations", "2", "--k-warm", "0", "--dose-of", dose]
+    run_main(monkeypatch, patched, *arguments)
+    theirs = files.read_jsonl(dose / "metrics.jsonl")
+    for ours, siri in zip(files.read_jsonl("runs/default/distill/metrics.jsonl"), theirs):
+        assert "success_skill" not in ours  # no skill anywhere
+        # whole episodes are taught, so up to one more than SIRI's tokens; the weight is SIRI's
+        assert siri["gated_tokens"] <= ours["gated_tokens"] or ours["success_plain"] < 0.5
+        weight = [line["gated_tokens"] * line["mean_weight"] for line in (ours, siri)]
+        assert weight[0] == pytest.approx(weight[1]) or ours["gated_tokens"] == 0
