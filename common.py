@@ -293,7 +293,7 @@ class Episode:
                 "allowed": allowed,
                 "action": action,
                 "valid": valid,  # well-formed (v); whether the world knows the action is not in it
-                "fails": not self.env.is_admissible(action, seen),
+                "inadmissible": not self.env.is_admissible(action, seen),
                 "truncated": self.truncated or full,
                 "reward": self.now.reward,
             }

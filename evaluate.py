@@ -33,6 +33,7 @@ from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, skills_file, write_atomically, write_jsonl
 from support.intervals import by_game, interval, paired_difference
 from support.models import check_model
+from support.report import write_report
 from support.results import open_folder
 from support.runs import begun_with, check_sources, mark, policy_folder, release, skills_of
 from support.training import sampling_options
@@ -146,7 +147,7 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
     temperature = args.temperature or GREEDY  # logits are divided by it
     how = sampling_options(args) | {"title": f"{arm}, {split}"}
     records = rollout(policy, env, plays, temperature, **how)
-    # a line per episode, without its steps: thousands of episodes stay a small file
+    # a line per episode: thousands of them stay a small file
     kept = ("task_id", "task_type", "task", "success", "score", "skill_ids")
     results = []
     for play, record in zip(plays, records):
@@ -156,9 +157,11 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
         result["n_steps"] = len(steps)
         # well-formed (v), and known to the world: a policy may fail at either
         result["valid_rate"] = float(np.mean([step["valid"] for step in steps]))
-        result["inadmissible_rate"] = float(np.mean([step["fails"] for step in steps]))
+        result["inadmissible_rate"] = float(np.mean([step["inadmissible"] for step in steps]))
         # what skills cost: every step reads the whole prompt
         result["prompt_tokens"] = float(np.mean([len(step["prompt_ids"]) for step in steps]))
+        if play.key[-1] == 0:  # the first try of a game can be read step by step in the report
+            result["steps"] = [[step["observation"], step["action"]] for step in steps]
         results.append(result)
     return results
 
@@ -244,6 +247,8 @@ def arguments():
     group.add_argument("--baseline", type=text, help=about)
     about = "output folder (default: runs/NAME/evaluate)"
     group.add_argument("--out", type=text, help=about)
+    about = "only write runs/NAME/report.html from what is there, also of a run in progress"
+    group.add_argument("--report", action="store_true", help=about)
     args = parse_args(parser)
     if args.with_skills and not args.policy:  # else the file would be ignored without a word
         raise UserError("--with-skills adds arms to those of --policy: name these, too")
@@ -252,6 +257,9 @@ def arguments():
 
 def main():
     args = arguments()
+    if args.report:
+        print(f"written: {write_report(Path('runs') / args.run)}")
+        return
     arms = parallel.first(lambda: named_arms(args) if args.policy else default_arms(args))
     # read and checked once, however many arms show them
     banks = {path: skills_file(path, args.env) if path else [] for _, _, path in arms}
@@ -314,6 +322,9 @@ def main():
     release(out)
     written = "results.jsonl, summary.json, success.png, types.png" + ", curves.png" * bool(drawn)
     print(f"written to {out}: {written}", flush=True)
+    if not args.policy:
+        page = write_report(Path("runs") / args.run)
+        print(f"the whole run in one page: {page}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """ALFWorld's text games, played exactly as the official engine plays them, some ten thousand times as fast.
 
-    Game    one parsed game (a `game.tw-pddl` file), shared by all its episodes; only its caches grow
-    Play    one episode of it: a handful of immutable values, so that episodes can never disturb each other
+    Game        one parsed game (a `game.tw-pddl` file), shared by all its episodes; only its caches grow
+    GameState   one episode of it: a handful of immutable values, so that episodes can never disturb each other
 
 The official engine (alfworld on textworld) translates the game's PDDL, asks a planner's library which operators apply, and
 fills text templates by querying the facts, anew at every step.  But the PDDL domain and the templates are the same in all games;
-only the facts, the goal and the task sentence differ.  So the domain's actions are written out here as plain methods of Play and
+only the facts, the goal and the task sentence differ.  So the domain's actions are written out here as plain methods of GameState and
 its preconditions as the one method Game.menu.  What is left to do per step is a look-up: the commands offered depend only on the
 hand and on the receptacles at the agent's place, so they are cached under exactly that.
 
@@ -106,13 +106,15 @@ class Game:
     holdable                               receptacle type -> object types that may be put there
     inside                                 sorted (outer, inner) objects
     at_start                               (object, place)
-    process, wanted, targets, lamps        the goal: see Play.goal_holds
+    process, wanted, targets, lamps        the goal: see GameState.goal_holds
     views, menus, actions                  the caches: see view() and menu()"""
 
     @classmethod
     def load(cls, path):
         """The game of a `game.tw-pddl` file; UserError if the file is missing or damaged."""
         try:
+            if Path(path).exists() and not Path(path).is_file():
+                raise OSError("no regular file")  # to open a fifo would wait for ever
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"expected an ALFWorld game in {path}, found: {error}; run `alfworld-download` again") from error
@@ -139,7 +141,7 @@ class Game:
                 target, wanted = receptacles[0], objects[0]
             task = re.search(r'"Your task is to: (.*?)"', file["grammar"])[1]
             return cls.from_facts(facts, task_type, wanted, target, task, file["walkthrough"], name)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"expected a whole ALFWorld game in {name or 'this text'}, found a damaged or foreign one "
                             f"({type(error).__name__}: {error}); run `alfworld-download` again") from error
 
@@ -194,9 +196,9 @@ class Game:
         game.intro = (f"-= Welcome to TextWorld, ALFRED! =-\n\nYou are in the middle of a room. Looking quickly around you, "
                       f"you see {listing(game.receptacles)}.\n\nYour task is to: {task}")
         game.views, game.menus = {}, {}
-        game.actions = {sys.intern(f"go to {name}"): (Play.go, (r,)) for r, name in enumerate(game.receptacles)}
+        game.actions = {sys.intern(f"go to {name}"): (GameState.go, (r,)) for r, name in enumerate(game.receptacles)}
         game.roads = sorted((command, r) for command, (_, (r,)) in game.actions.items())
-        game.actions |= {"help": (Play.help, ()), "inventory": (Play.inventory, ()), "look": (Play.look, ())}
+        game.actions |= {"help": (GameState.help, ()), "inventory": (GameState.inventory, ()), "look": (GameState.look, ())}
         contents = defaultdict(set)
         for o, r in facts["inreceptacle"]:
             contents[number[r]].add(number[o])
@@ -205,7 +207,7 @@ class Game:
 
     def start(self):
         """A new episode."""
-        return Play(self)
+        return GameState(self)
 
     def view(self, receptacle, opened, contents):
         """The one View of this receptacle in this condition."""
@@ -223,33 +225,33 @@ class Game:
         """The sorted admissible commands: the preconditions of the domain's actions, all in one place.  Cached.
 
         held: the object in the agent's hand or None; sliceable: objects it can slice with that; views: of the receptacles at its
-        place.  Puts into self.actions what the commands do: command -> (method of Play, arguments)."""
+        place.  Puts into self.actions what the commands do: command -> (method of GameState, arguments)."""
         key = held, sliceable, *views
         if key in self.menus:
             return self.menus[key]
         can = {}
         if held is not None:
             thing = self.objects[held]
-            can[f"examine {thing}"] = Play.examine, (held,)  # sic: nothing but what is held can be examined
+            can[f"examine {thing}"] = GameState.examine, (held,)  # sic: nothing but what is held can be examined
             for o in sliceable:
-                can[f"slice {self.objects[o]} with {thing}"] = Play.slice, (o, held)
+                can[f"slice {self.objects[o]} with {thing}"] = GameState.slice, (o, held)
         for view in views:
             r, name, kind = view.receptacle, self.receptacles[view.receptacle], self.receptacle_types[view.receptacle]
-            can[f"examine {name}"] = Play.examine_receptacle, (r,)
+            can[f"examine {name}"] = GameState.examine_receptacle, (r,)
             if r in self.openable:
-                can[f"close {name}" if view.opened else f"open {name}"] = Play.close if view.opened else Play.open, (r,)
+                can[f"close {name}" if view.opened else f"open {name}"] = GameState.close if view.opened else GameState.open, (r,)
             for o in self.flags["toggleable"].intersection(view.contents):
-                can[f"use {self.objects[o]}"] = Play.use, (o,)  # sic: even in a closed receptacle
+                can[f"use {self.objects[o]}"] = GameState.use, (o,)  # sic: even in a closed receptacle
             if held is not None:
                 for verb, (flag, tool) in PROCESSES.items():
                     if kind == tool and held in self.flags[flag]:
-                        can[f"{verb} {thing} with {name}"] = getattr(Play, verb), (held, r)  # sic: with its door closed, too
+                        can[f"{verb} {thing} with {name}"] = getattr(GameState, verb), (held, r)  # sic: with its door closed, too
             if view.opened or r not in self.openable:
                 if held is None:
                     for o in self.flags["pickupable"].intersection(view.contents):
-                        can[f"take {self.objects[o]} from {name}"] = Play.take, (o, r)
+                        can[f"take {self.objects[o]} from {name}"] = GameState.take, (o, r)
                 elif self.object_types[held] in self.holdable.get(kind, ()):
-                    can[f"move {thing} to {name}"] = Play.move, (held, r)
+                    can[f"move {thing} to {name}"] = GameState.move, (held, r)
         self.actions.update(can)
         here = {view.receptacle for view in views}
         roads = [command for command, r in self.roads if r not in here]
@@ -257,7 +259,7 @@ class Game:
         return menu
 
 
-class Play:
+class GameState:
     """One episode.
 
     observation: the last text; won: whether the goal holds now (it can be undone again).  All values but `views` are immutable and

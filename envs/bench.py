@@ -43,7 +43,7 @@ def rate(measured):
 
 def alfworld(args):
     """Steps/s and loads/s of both engines, as a dict."""
-    from envs.alfworld import AlfWorld, TextWorldPlay
+    from envs.alfworld import AlfWorld, TextWorldState
     from envs.alfworld_engine import Game
 
     env, rng = AlfWorld(), random.Random(args.seed)
@@ -66,11 +66,11 @@ def alfworld(args):
     # one game after the other, each played by a group whose first visits fill its caches, as in training
     result["steps_per_second"] = rate(play_all([game.start() for _ in range(args.group)], args.steps, rng) for game in games)
     if official:
-        player = TextWorldPlay(sources[0])  # not counted: the first load also imports the packages
+        player = TextWorldState(sources[0])  # not counted: the first load also imports the packages
         loads, played = [], []
         for source in sources[: args.official_games]:
             begun = time.perf_counter()
-            player = TextWorldPlay(source, player)
+            player = TextWorldState(source, player)
             loads.append((1, time.perf_counter() - begun))
             played.append(play_all([player], args.official_steps, rng))
         result |= {"official_games": len(played), "official_loads_per_second": rate(loads), "official_steps_per_second": rate(played)}

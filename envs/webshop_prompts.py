@@ -32,6 +32,7 @@ compact ones only words are left of them, so that no title can write a line, a `
 
 import math
 import re
+import unicodedata
 from functools import lru_cache
 
 from envs import FreeText, Step, action_span, check_skill, clean_text, skill_from_json, skill_from_line, skill_section
@@ -148,8 +149,10 @@ def shown_values(step):
 # ---- compact style: writing ------------------------------------------------------------------------------------------------------
 
 
-def write_option(value):
-    return " ".join(words_of(value)[:OPTION_WORDS])
+def write_option(value, most=OPTION_WORDS):
+    """The words of an option; signs are called by their names, "★" a black star."""
+    names = (unicodedata.name(sign, "sign") for sign in value[:most])
+    return " ".join((words_of(value) or words_of(" ".join(names)) or ["nothing"])[:most])
 
 
 def write_action(action, observation):
@@ -208,7 +211,7 @@ def page_text(step, before):
         title, price, _ = rest
         text = f"item {price} {cut(title, task, ITEM_WORDS)}"
         return text + "".join(
-            f" ; {' '.join(words_of(name)[:3])} : {' , '.join(map(write_option, values))}" for name, values in groups.items()
+            f" ; {write_option(name, 3)} : {' , '.join(map(write_option, values))}" for name, values in groups.items()
         )
     return f"page {cut(rest, task, PAGE_WORDS)}"
 

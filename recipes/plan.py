@@ -223,7 +223,6 @@ class Work:
     steps: float
     prompt: float
     response: float
-    micro_batch: int  # tokens
     mini_batch: int  # rows
 
     @property
@@ -242,17 +241,17 @@ def update_flops(s, rows, prompt, response, lora_rank=0, passes=1.0):
     return rows * (flops + (6 + 2 * passes) * length * lora_rank * s.adapter)
 
 
-def seconds(s, work, args, gpus, machines):
-    """{part: seconds} of one iteration on so many GPUs of so many machines."""
+def seconds(s, work, args, gpus, machines, micro_batch):
+    """{part: seconds} of one iteration on so many GPUs of so many machines.  micro_batch: tokens."""
     n, b = gpus * machines, bytes_of(args.dtype)
-    sharded, link = n > 1 and not args.lora_rank, LINK if machines == 1 else NETWORK / gpus
+    sharded, link = n > 1 and not args.lora_rank, LINK if machines == 1 else NETWORK
     matrix, memory = args.matmul_tflops * 1e12, args.bandwidth * 1e12 * MEMORY_SHARE
     moved = (n - 1) / n / link  # seconds per byte of gathering or sharing out
 
     passes = 1 + (args.beta > 0)  # pi_old and the reference
     flops = update_flops(s, work.rows, work.prompt, work.response, args.lora_rank, passes)
     computing = flops / n / (matrix * args.update_share)
-    micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / work.micro_batch)
+    micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / micro_batch)
     talking = micro_batches * s.parameters * (b * (2 + passes) + 4) * moved if sharded else 0.0
     if args.lora_rank:  # adapters' gradients, once a mini-batch
         talking = math.ceil(work.rows / work.mini_batch) * 8 * args.lora_rank * s.adapter * moved
@@ -279,8 +278,9 @@ def seconds(s, work, args, gpus, machines):
     }
 
 
-def time_lines(s, args, work, fits):
-    """The printed table.  fits: (GPUs) -> whether the update's memory does."""
+def time_lines(s, args, work, longest, fitting):
+    """The printed table.  longest: tokens of a row; fitting: (GPUs) -> tokens of a micro-batch that
+    fits, 0 where none does."""
     yield (
         f"seconds of an iteration ({args.card}: {args.matmul_tflops:g} TFLOP/s, {args.bandwidth:g} TB/s; "
         f"--engine {args.engine}; {work.response:g} tokens a response, {work.steps:g} steps an episode)"
@@ -290,13 +290,15 @@ def time_lines(s, args, work, fits):
         "       cost" if args.price else ""
     )  # fmt: skip
     for gpus, machines in LAYOUTS:
-        spent = seconds(s, work, args, gpus, machines)
-        total, n = sum(spent.values()), gpus * machines
+        n = gpus * machines
+        micro_batch = args.micro_batch_tokens or fitting(n) or longest
+        spent = seconds(s, work, args, gpus, machines, micro_batch)
+        total = sum(spent.values())
         hours = total * args.iterations / 3600
         name = f"{n}" + (f" in {machines} machines" if machines > 1 else "")
         line = "  " + f"{name:18s}" + "".join(f"{value:9.1f}" for value in [*map(spent.get, parts), total])
         line += f"{hours:9.1f}" + (f"{hours * n * args.price:11,.0f}" if args.price else "")
-        yield line + ("" if fits(n) else "   does NOT fit in memory")
+        yield line + ("" if fitting(n) else "   does NOT fit in memory")
     yield (
         f"  hours{' and cost' if args.price else ''} of {args.iterations} iterations; rollout and sync have not been "
         "checked on a GPU (see the docstring)"
@@ -361,13 +363,14 @@ def report(args):
         f"{rows * args.max_response / 1e6:.2f} million sampled; update over {rows * whole / 1e6:.2f} million, "
         f"{rows * whole / args.gpus / 1e6:.2f} per GPU"
     )
-    work = Work(episodes, args.mean_steps or steps, mean, args.mean_response or args.max_response, shown, 256)
+    work = Work(episodes, args.mean_steps or steps, mean, args.mean_response or args.max_response, 256)
 
-    def fits(gpus):
-        stays = weights_bytes(s, gpus, beta=args.beta, dtype=args.dtype, lora_rank=args.lora_rank)
-        return bool(fitting_tokens(s, args.memory * GB * (1 - FREE) - sum(stays.values()), share, longest, **how))
+    def fitting(gpus):
+        stays = weights_bytes(s, gpus, args.dtype, args.lora_rank, args.beta)
+        room = args.memory * GB * (1 - FREE) - sum(stays.values())
+        return fitting_tokens(s, room, share, longest, **how)
 
-    yield from time_lines(s, args, work, fits)
+    yield from time_lines(s, args, work, longest, fitting)
 
 
 def main():

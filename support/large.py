@@ -10,7 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from envs import UserError
 from support import models, parallel
+
+MLP = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def prepare_training(policy, args):
@@ -19,23 +22,41 @@ def prepare_training(policy, args):
         from peft import LoraConfig, inject_adapter_in_model
 
         torch.manual_seed(args.seed)  # the adapters begin alike in every process
-        config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model))
+        config = LoraConfig(
+            r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model)
+        )
         inject_adapter_in_model(config, policy.model)
         policy.lora = [layer for layer in policy.model.modules() if hasattr(layer, "lora_A")]
+        if not all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in policy.lora):
+            raise UserError(
+                f"--lora-rank: LoRA would adapt more than the linear layers of {policy.name}, which could not be "
+                "merged; train all weights (--lora-rank 0)"
+            )
         for p in trained(policy):
             p.data = p.data.float()
     if args.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        policy.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": False}
+        )
     if args.dtype != "float32" and not parallel.sharded():  # FSDP2 casts by itself
-        policy.autocast = lambda: torch.autocast(torch.device(policy.device).type, getattr(torch, args.dtype))
+        policy.autocast = lambda: torch.autocast(
+            torch.device(policy.device).type, getattr(torch, args.dtype)
+        )
 
 
 def adapted(model):
-    """Names of the modules that get a LoRA adapter: all linear layers but the output head.  Experts that
-    are kept as one tensor of many matrices are none: they stay as they are, since what `named_weights`
-    cannot merge must not be trained."""
-    head = model.get_output_embeddings()
-    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    """Names of the layers that get a LoRA adapter: all linear ones but the output head.
+
+    Where experts are kept as one tensor of many matrices they stay as they are, since only what
+    `named_weights` can merge may be trained.  The MLP layers beside them stay, too: peft takes their names
+    for the experts'."""
+    head, experts = model.get_output_embeddings(), any(p.ndim == 3 for p in model.parameters())
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    ]
+    return [name for name in names if not (experts and name.rpartition(".")[2] in MLP)]
 
 
 def trained(policy):
@@ -74,7 +95,10 @@ def named_weights(policy):
         tensor = parallel.whole(p.detach())
         if policy.lora and name.endswith(".base_layer.weight"):
             layer = modules[name.removesuffix(".base_layer.weight")]
-            a, b = (parallel.whole(one["default"].weight.detach()).float() for one in (layer.lora_A, layer.lora_B))
+            a, b = (
+                parallel.whole(one["default"].weight.detach()).float()
+                for one in (layer.lora_A, layer.lora_B)
+            )
             tensor = tensor + layer.scaling["default"] * (b @ a)  # (out, in), in float32
         yield name.replace(".base_layer", ""), tensor
     files = policy.model.state_dict().keys()
@@ -109,10 +133,17 @@ def save(policy, folder, dtype=None):
     dtype = dtype or policy.model.dtype
     if changed:
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(copy.deepcopy(policy.model.config), dtype=dtype)
+            plain = AutoModelForCausalLM.from_config(
+                copy.deepcopy(policy.model.config), dtype=dtype
+            )
         plain.generation_config = policy.model.generation_config
-        kinds = {name: tensor.dtype for name, tensor in plain.state_dict().items()}  # some stay in float32, whatever the model's is
-        weights = {name: tensor.to("cpu", kinds[name]) if parallel.rank() == 0 else None for name, tensor in named_weights(policy)}
+        kinds = {
+            name: tensor.dtype for name, tensor in plain.state_dict().items()
+        }  # some stay in float32, whatever the model's is
+        weights = {
+            name: tensor.to("cpu", kinds[name]) if parallel.rank() == 0 else None
+            for name, tensor in named_weights(policy)
+        }
     else:
         plain, weights = policy.model, None
     if parallel.rank() == 0:
@@ -128,5 +159,7 @@ def whole_state(optimizer):
     state = optimizer.state_dict()
     for i, values in state["state"].items():
         values = {key: parallel.whole(value) for key, value in values.items()}
-        state["state"][i] = {key: value.cpu() for key, value in values.items()} if parallel.rank() == 0 else {}
+        state["state"][i] = (
+            {key: value.cpu() for key, value in values.items()} if parallel.rank() == 0 else {}
+        )
     return state

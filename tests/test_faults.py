@@ -1155,7 +1155,7 @@ def test_a_class_of_ones_own_that_raises_is_told_in_one_line(monkeypatch, tmp_pa
 
 def steps_of(n, length, valid):
     return [
-        {"valid": valid, "fails": False, "truncated": False, "response_ids": [1] * length}
+        {"valid": valid, "inadmissible": False, "truncated": False, "response_ids": [1] * length}
         for _ in range(n)
     ]
 
