@@ -55,7 +55,7 @@ def make_env(name, simulator="fast", max_steps=None):
         return getattr(import_module(module), kind)()
     except (Exception, SystemExit) as error:  # whatever that module does
         expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
-        raise UserError(f"--env {name}: {expected} ({error!r})") from None
+        raise UserError(f"--env {name}: {expected} ({type(error).__name__}: {error})") from None
 
 
 def is_held_out(task_id):
