@@ -232,8 +232,9 @@ def make_parser(doc, **defaults):
     g.add_argument("--lr-end", type=number(least=0, most=1), default=1.0, help=about)
     about = "rows (steps) per optimizer step, about: episodes stay whole, and twins count (laptop: 24 full episodes)"
     g.add_argument("--mini-batch-rows", type=whole(1), default=by_preset(laptop=None, paper=256), help=about)
-    tokens = by_preset(laptop=4096, paper=8192)
-    g.add_argument("--micro-batch-tokens", type=whole(1), default=tokens, help="padded tokens per forward pass")
+    about = "padded tokens per forward pass (paper: as many as a GPU's free memory holds, else 8192)"
+    tokens = by_preset(laptop=4096, paper=None)
+    g.add_argument("--micro-batch-tokens", type=whole(1), default=tokens, help=about)
     about = "compute activations again in the backward pass: slower, smaller"
     g.add_argument("--gradient-checkpointing", action="store_true", help=about)
     g = p.add_argument_group("budget")
