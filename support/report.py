@@ -99,7 +99,7 @@ def dissect(group, mode, omega):
 
 def short(step):
     """A step as the page holds it."""
-    keep = ("t", "observation", "action", "response", "valid", "fails", "reward", "anchor", "anchor_size", "gate")
+    keep = ("t", "observation", "action", "response", "valid", "inadmissible", "reward", "anchor", "anchor_size", "gate")
     line = {key: step[key] for key in keep if key in step}
     numbers = ("Q", "q", "score", "mean_e", "std_e", "mean_q", "std_q", "episode_advantage", "step_advantage", "advantage", "weight")
     return line | {key: round(step[key], 4) for key in numbers if key in step}
