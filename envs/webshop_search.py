@@ -21,6 +21,7 @@ import numpy as np
 import regex
 
 K1, B = np.float32(0.9), np.float32(0.4)
+LARGE = 50_000  # documents from which on a search looks first for those that are worth scoring
 LONGEST = 255  # characters; the tokenizer cuts a longer token into pieces
 STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will "
@@ -196,15 +197,27 @@ def _one_byte_lengths(lengths):
     return np.where(lengths < 40, lengths, 24 + ((above >> shift) << shift))
 
 
+def at_least(scores, k):
+    """A score that k of them reach; 0 where there are no k.  Not always the highest such score: the
+    largest of each of some groups are looked at, which is faster than looking at all."""
+    width = max(1, len(scores) // (20 * k))
+    groups = scores[: len(scores) // width * width].reshape(-1, width).max(1)
+    return np.partition(groups, -k)[-k] if len(groups) > k else 0
+
+
 class Index:
     """An inverted index of D documents, V terms and P postings (a posting: this term occurs in this document).
 
     terms: dict term -> t; the postings of term t are those from starts[t] to starts[t + 1]
     docs, damp: (P,) the document and 1 + tf / (k1 (1 - b + b length / average)), the one number that BM25 needs of a posting
+    peaks: (V,) the largest damp of a term; computed where it is not given
     ranks: (D,) place of each document among equal scores; count: documents that are not empty"""
 
-    def __init__(self, terms, starts, docs, damp, ranks, count):
+    def __init__(self, terms, starts, docs, damp, ranks, count, peaks=None):
         self.terms, self.starts, self.docs, self.damp, self.ranks = terms, starts, docs, damp, ranks
+        if peaks is None:
+            peaks = np.maximum.reduceat(damp, starts[:-1]) if terms else np.zeros(0, np.float32)
+        self.peaks = peaks
         # idf = ln(1 + (N - df + 0.5) / (df + 0.5)), rounded to float32 as Lucene does
         frequency = np.diff(starts)
         self.idf = np.log(1 + (count - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
@@ -238,30 +251,61 @@ class Index:
         return cls(terms, starts, docs, damp, ranks, count)
 
     def search(self, query, k=50):
-        """The k best documents of a query, best first, as an array of document numbers; documents without a common term never."""
-        scores = np.zeros(len(self.ranks))
+        """The k best documents of a query, best first, as an array of document numbers; documents
+        without a common term never."""
+        found = []  # (postings, weight, most that it can add to a score) of the query's terms
         for term, times in Counter(analyze(query)).items():
             if (t := self.terms.get(term)) is not None:
-                here = slice(self.starts[t], self.starts[t + 1])
                 weight = np.float32(times) * self.idf[t]
-                gain = weight - weight / self.damp[here]  # BM25 in float32, summed in float64
-                np.add.at(scores, self.docs[here].astype(np.intp), gain.astype(float))  # in these types the fastest way to add here
-        scores = scores.astype(np.float32)
-        # k groups of documents have one that scores at least this, so what scores less is not among the k best.
-        width = max(1, len(scores) // (20 * k))
-        groups = scores[: len(scores) // width * width].reshape(-1, width).max(1)
-        least = np.partition(groups, -k)[-k] if len(groups) > k else 0
+                here = slice(int(self.starts[t]), int(self.starts[t + 1]))
+                found.append((here, weight, weight - weight / self.peaks[t]))
+        scores = self.scores(found, self.promising(found, k)).astype(np.float32)
         # Everything that ties with the last place is still in; the order of equal scores is settled by rank.
-        best = np.flatnonzero((scores >= least) & (scores > 0))
+        best = np.flatnonzero((scores >= at_least(scores, k)) & (scores > 0))
         return best[np.lexsort((self.ranks[best], -scores[best]))][:k]
+
+    def scores(self, found, among=None):
+        """(D,) float64 scores; of other documents than `among`, a mask, 0."""
+        scores = np.zeros(len(self.ranks))
+        for here, weight, _ in found:
+            docs, damp = self.docs[here], self.damp[here]
+            if among is not None:
+                chosen = np.flatnonzero(among[docs])
+                docs, damp = docs[chosen], damp[chosen]
+            gain = weight - weight / damp  # BM25 in float32, summed in float64, in the query's order
+            np.add.at(scores, docs.astype(np.intp), gain.astype(float))  # in these types numpy adds fast
+        return scores
+
+    def promising(self, found, k):
+        """A mask of the documents that can be among the k best, None for all.
+
+        The rare terms are added up first.  The k best by these have full scores of at least `least`;
+        who is further behind than the common terms can make good is out."""
+        if len(self.ranks) < LARGE:
+            return None
+        found = sorted(found, key=lambda one: one[0].stop - one[0].start)
+        total = np.cumsum([here.stop - here.start for here, *_ in found])
+        rare = int(np.searchsorted(total, total[-1] / 4)) if found else 0
+        scores = self.scores(found[:rare])
+        good = np.flatnonzero(scores >= max(at_least(scores, k), 1e-9))[:k]
+        if len(good) < k:
+            return None
+        least = scores[good]
+        for here, weight, _ in found[rare:]:
+            docs = self.docs[here]
+            place = np.minimum(np.searchsorted(docs, good), len(docs) - 1)
+            least = least + (docs[place] == good) * (weight - weight / self.damp[here][place])
+        rest = sum(float(most) for *_, most in found[rare:])
+        return scores >= least.min() - rest - 1e-3  # for rounding
 
     def arrays(self):
         """The index as arrays for np.savez; `from_arrays` takes them back."""
         terms = np.frombuffer("\n".join(self.terms).encode("utf-8", "surrogatepass"), np.uint8)
-        return dict(terms=terms, starts=self.starts, docs=self.docs, damp=self.damp, ranks=self.ranks, count=np.int64(self.count))
+        names = ("starts", "docs", "damp", "ranks", "peaks")
+        return {name: getattr(self, name) for name in names} | {"terms": terms, "count": np.int64(self.count)}
 
     @classmethod
-    def from_arrays(cls, terms, starts, docs, damp, ranks, count):
+    def from_arrays(cls, terms, starts, docs, damp, ranks, count, peaks):
         # No term holds a line break: the tokenizer never lets one in.
         words = terms.tobytes().decode("utf-8", "surrogatepass").split("\n") if len(terms) else []
-        return cls({word: t for t, word in enumerate(words)}, starts, docs, damp, ranks, int(count))
+        return cls({word: t for t, word in enumerate(words)}, starts, docs, damp, ranks, int(count), peaks)

@@ -33,10 +33,11 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
-from evaluate import half_width, play_panel, split_tasks  # noqa: E402
+from evaluate import play_panel, split_tasks  # noqa: E402
 from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
 from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
+from support.intervals import half_width  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

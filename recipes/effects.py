@@ -25,10 +25,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import Play, load_policy, make_env, retrieve, rollout  # noqa: E402
-from evaluate import half_width, split_tasks  # noqa: E402
+from evaluate import split_tasks  # noqa: E402
 from support.cli import base_parser, parse_args, run_script, whole  # noqa: E402
 from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
+from support.intervals import half_width  # noqa: E402
 from support.runs import finished_phase, policy_folder  # noqa: E402
 
 matplotlib.use("Agg")

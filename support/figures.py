@@ -1,12 +1,18 @@
-"""The figures of an evaluation: success by arm and by task type, and success while a run was training.
+"""The figures: of an evaluation (success by arm, by task type, while a run was training), and those of the README.
+
+    hero     unseen games over time, SIRI and its control, band over seeds, the time to a level marked
+    skills   every skill's effect by its own pairs beside fresh games
+    strip    an episode as a comic: one box a step, coloured by its advantage
 
 Drawing is imported here only, by whoever draws: matplotlib takes a second to load.
 """
 
+import textwrap
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+from scipy import stats
 
 from support.files import read_jsonl
 
@@ -94,3 +100,97 @@ def curves(run, path):
     axes[0].set_ylim(0, 1)
     save(figure, path, columns=5)
     return True
+
+
+# ---- figures of the README: colours of Okabe and Ito, and a second sign beside every colour ---------------------
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+
+def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
+    """Success over time: mean and Student's 95 % interval over seeds, and when the mean first reaches `level`.
+
+    points: those of recipes/compare.py (arm, seed, split, success, and clocks); arms: arm -> its name in words, the method first.
+    The axis is a square root, since most of a climb is in the first tenth of a run.  Returns {arm: time to the level}."""
+    figure, axis = plt.subplots(figsize=(8, 4.5))
+    times = {}
+    for (arm, name), colour, line in zip(arms.items(), (BLUE, GREY, ORANGE, GREEN), ("-", "--", ":", "-.")):
+        part = [p for p in points if p["arm"] == arm and p["split"] == split]
+        seeds = sorted({p["seed"] for p in part})
+        runs = [np.array(sorted((p[clock], p["success"]) for p in part if p["seed"] == seed)).T for seed in seeds]
+        x = np.linspace(max(run[0][0] for run in runs), min(run[0][-1] for run in runs), 400)
+        y = np.array([np.interp(x, *run) for run in runs])  # (seeds, 400)
+        mean = y.mean(0)
+        axis.plot(x, mean, line, color=colour, lw=2.5, label=name)
+        if len(seeds) > 1:
+            half = stats.t.ppf(0.975, len(seeds) - 1) * y.std(0, ddof=1) / len(seeds) ** 0.5
+            axis.fill_between(x, mean - half, np.minimum(mean + half, 1), color=colour, alpha=0.18, lw=0)
+        if (reached := mean >= level).any():
+            times[arm] = at = float(x[reached.argmax()])
+            axis.plot([at, at], [0, level], line, color=colour, lw=1)
+            axis.plot(at, level, "o", color=colour)
+            told = f"{level:.2f} after {at:.1f} {clock}"
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            axis.annotate(
+                told, (at, 0.03 + 0.08 * len(times)), (6, 0), textcoords="offset points",
+                fontsize=10, color=colour, bbox=box,
+            )  # fmt: skip
+    axis.axhline(level, color="#aaaaaa", lw=0.8, zorder=0)
+    axis.set(xlim=(0, None), ylim=(0, 1), xlabel=f"{clock} after warm-up (square root)")
+    axis.set_ylabel(f"success, {split.replace('_', ' ')} games")
+    axis.set_xscale("function", functions=(np.sqrt, np.square))
+    axis.set_xticks([t for t in (0, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50) if t <= axis.get_xlim()[1]])
+    axis.xaxis.set_major_formatter(lambda t, _: f"{t:g}")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", frameon=False, title=f"mean and 95 % over {len(seeds)} seeds")
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+    return times
+
+
+def skills(rows, path, most=16):
+    """Forest plot: what promoted a skill (its own pairs) and what it is worth (fresh games), 95 %.
+
+    rows: effects.jsonl of recipes/effects.py: condition, strategy, status, mean_delta, fresh, half, pairs, n_eval."""
+    rows = [row for row in rows if row.get("pairs")]
+    rows = sorted(sorted(rows, key=lambda row: -row["n_eval"])[:most], key=lambda row: row["fresh"])
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2))
+    for i, row in enumerate(rows):
+        axis.plot([row["mean_delta"], row["fresh"]], [i, i], color="#cccccc", lw=1.5, zorder=0)
+        axis.errorbar(row["fresh"], i, xerr=row["half"], fmt="s", color=BLUE, capsize=2, label="fresh games, 95 %" if i == 0 else None)
+        own = {"label": "its own pairs" if i == 0 else None}
+        axis.plot(row["mean_delta"], i, "o", mfc="white", mec=ORANGE, mew=2, ms=8, **own)
+    axis.axvline(0, color="black", lw=0.8)
+    texts = [f"when {row['condition']}: {row['strategy']} ({row['status']})" for row in rows]
+    axis.set_yticks(range(len(rows)), [textwrap.fill(text, 52) for text in texts], fontsize=8)
+    axis.set(xlabel="success with the skill minus success without", xlim=(max(-1, axis.get_xlim()[0]), min(1, axis.get_xlim()[1])))
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, bbox_transform=axis.transAxes)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)
+
+
+def strip(episodes, path, most=10):
+    """Episodes as rows of boxes, one a step: the action in words, the advantage as colour and number.
+
+    episodes: lines of trajectories.jsonl, of one group; those with more than `most` steps say how many are left out."""
+    figure, axis = plt.subplots(figsize=(1.35 * most + 1.6, 0.95 * len(episodes) + 0.4))
+    largest = max(abs(s["advantage"]) for r in episodes for s in r["steps"]) or 1.0
+    colours = plt.get_cmap("PuOr")  # orange below zero, violet above: told apart by the colour-blind, too
+    for i, r in enumerate(episodes):
+        mark = "won" if r["success"] else "lost"
+        axis.text(-0.1, -i, f"{'with a skill' if r['condition'] == 'skill' else 'plain'}\n{mark}", ha="right", va="center", fontsize=9)
+        for t, s in enumerate(r["steps"][:most]):
+            share = s["advantage"] / largest
+            face = colours(0.5 + 0.35 * share)
+            axis.add_patch(plt.Rectangle((t + 0.03, -i - 0.42), 0.94, 0.84, fc=face, ec="#888888", lw=0.8))
+            text = textwrap.fill(s["action"], 14, break_long_words=True)
+            axis.text(t + 0.5, -i + 0.08, text, ha="center", va="center", fontsize=7.5)
+            axis.text(t + 0.5, -i - 0.36, f"A {s['advantage']:+.1f}", ha="center", va="bottom", fontsize=7)
+        if len(r["steps"]) > most:
+            axis.text(most + 0.1, -i, f"+ {len(r['steps']) - most}\nmore", va="center", fontsize=8)
+    axis.set(xlim=(-1.1, most + 0.7), ylim=(-len(episodes) + 0.45, 0.6))
+    axis.set_title(episodes[0]["task"], fontsize=11, loc="left")
+    axis.axis("off")
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+    plt.close(figure)

@@ -230,31 +230,26 @@ def logits_of(model, hidden):
     return logits
 
 
-def attention_masks(model, positions, length):
+def attention_masks(model, positions, length, dtype):
     """What a forward pass on new tokens at `positions` (n, w) gets as attention_mask, with `length`
     cached keys: (n, 1, w, length), or one such mask per kind of layer.
 
     A token sees the keys up to its own; in a layer with a sliding window W only the last W of them.
-    Eager attention adds its mask to the scores, so there it is 0 or very negative; else True or
-    False."""
+    Masks are added to the scores, so they are 0 or very negative: eager attention takes no others."""
     config = model.config
     keys, own = torch.arange(length, device=positions.device), positions[:, None, :, None]
-    seen = keys <= own
-    kinds, window = (
-        getattr(config, "layer_types", None) or (),
-        getattr(config, "sliding_window", None),
-    )
-    near = seen & (keys > own - window) if window else seen
+    hidden = keys > own  # later than the token itself
+    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)
+    far = hidden | (keys <= own - window) if window else hidden
 
-    def written(mask):
-        if config._attn_implementation != "eager":
-            return mask
-        scores = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-        return scores.masked_fill(~mask, torch.finfo(model.dtype).min)
+    def added(hidden):
+        scores = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return scores.masked_fill_(hidden, torch.finfo(dtype).min)
 
     if "sliding_attention" in kinds:
-        return {"full_attention": written(seen), "sliding_attention": written(near)}
-    return written(seen if kinds else near)  # without kinds a window is every layer's (Mistral)
+        return {"full_attention": added(hidden), "sliding_attention": added(far)}
+    return added(hidden if kinds else far)  # without kinds a window is every layer's (Mistral)
 
 
 # ---- is what we compute the model? ---------------------------------------------------------------

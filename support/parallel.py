@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from envs import UserError
 
-
 JOIN = timedelta(minutes=5)  # for all processes to start and to import what they need
 
 

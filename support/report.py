@@ -29,6 +29,7 @@ from support.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "mine", "distill")
+EVALUATED = 40  # games of the evaluation that it holds, those first that one policy wins and another loses
 GROUPS = 8  # whole groups per phase that the page holds, traced ones first
 GAMMA, COST, EPS = 0.95, 0.1, 1e-6  # of (1)-(6); `dissect` says where its numbers are not the file's
 
@@ -98,7 +99,7 @@ def dissect(group, mode, omega):
 
 def short(step):
     """A step as the page holds it."""
-    keep = ("t", "observation", "action", "response", "valid", "fails", "reward", "anchor", "anchor_size", "gate")
+    keep = ("t", "observation", "action", "response", "valid", "inadmissible", "reward", "anchor", "anchor_size", "gate")
     line = {key: step[key] for key in keep if key in step}
     numbers = ("Q", "q", "score", "mean_e", "std_e", "mean_q", "std_q", "episode_advantage", "step_advantage", "advantage", "weight")
     return line | {key: round(step[key], 4) for key in numbers if key in step}
@@ -192,8 +193,8 @@ def lives(skills, pairs, phases):
     history = defaultdict(list)
     for phase, pair in pairs:
         for name in pair["skill_ids"]:
-            u = history[name][-1][3] if history[name] else None
-            u = pair["delta"] if u is None else 0.8 * u + 0.2 * pair["delta"]
+            a = max(0.2, 1 / (len(history[name]) + 1))
+            u = (1 - a) * (history[name][-1][3] if history[name] else 0.0) + a * pair["delta"]
             history[name].append([phase, first.get(phase, 0) + pair["iteration"], pair["delta"], round(u, 4), pair["group_id"]])
     rows = []
     for skill in skills:
@@ -203,16 +204,20 @@ def lives(skills, pairs, phases):
     return sorted(rows, key=lambda row: (order.index(row["status"]) if row["status"] in order else 3, -len(row["pairs"]), row["skill_id"]))
 
 
+ENDS = {
+    "hurts": "retired: with it success was lower",
+    "absorbed": "retired: the plain prompt has caught up, what it said is in the weights",
+    "no effect shown": "retired: no effect could be shown",
+}
+
+
 def why(skill):
     if skill["status"] == "active":
-        return "its pairs have raised success"
+        effect = skill.get("effect")
+        return "promoted: it helps" + ("" if not effect else " {:+.2f} [{:+.2f}, {:+.2f}]".format(*effect))
     if skill["status"] == "candidate":
         return "not tried by enough pairs yet"
-    if skill.get("neg_streak"):
-        deltas = skill.get("deltas", [])
-        caught_up = len(deltas) > 8 and np.mean(deltas[:4]) > 0.1
-        return "the plain prompt has caught up: what it said is in the weights" if caught_up else "it does harm: its utility stayed below 0"
-    return "it was tried often enough and never helped enough"
+    return ENDS.get(skill.get("reason"), f"retired: {skill.get('reason') or 'its utility stayed below zero'}")
 
 
 def own_and_fresh(skills, fresh):
@@ -232,7 +237,7 @@ def own_and_fresh(skills, fresh):
     return sorted(rows, key=lambda row: row["own"])
 
 
-def discordant(results, problems):
+def discordant(results):
     """Games of a split that one of the last two plain arms won every time and the other lost every time."""
     wins = defaultdict(lambda: defaultdict(list))
     for r in results:
@@ -299,7 +304,8 @@ def gather(run):
         phases.append(data)
     evaluation = object_of(run / "evaluate" / "summary.json", problems)
     results = list(lines_of(run / "evaluate" / "results.jsonl", problems))
-    for task_id, group in games_of(run / "evaluate" / "episodes.jsonl", problems).items():
+    differ = discordant(results)
+    for task_id, group in games_of(results, [game["task_id"] for game in differ["games"]]).items():
         name = f"evaluation/{task_id}"
         payloads[name] = {"id": name, "phase": "evaluate", "alone": True, "episodes": group, "task": group[0]["task"], "task_id": task_id}
         index += [entry(r | {"phase": "evaluate", "iteration": 0}, name, False) for r in group]
@@ -308,7 +314,7 @@ def gather(run):
         "run": run.name, "written": time.strftime("%Y-%m-%d %H:%M"), "phases": phases, "control": slim(control), "index": index,
         "skills": lives(skills, pairs, phases), "forest": own_and_fresh(skills, lines_of(run / "mine" / "effects.jsonl", problems)),
         "rejected": list(lines_of(run / "mine" / "rejected.jsonl", problems)), "internal": taught,
-        "evaluation": evaluation, "discordant": discordant(results, problems), "glossary": glossary(), "thresholds": {"tau": 0.05},
+        "evaluation": evaluation, "discordant": differ, "glossary": glossary(), "thresholds": {"tau": 0.05},
     }  # fmt: skip
     data["checks"] = checks(phases, skills, problems)
     data["problems"] = problems
@@ -318,17 +324,23 @@ def gather(run):
 
 
 def entry(r, group, traced):
-    about = {key: r.get(key) for key in ("traj_id", "phase", "iteration", "task", "task_type", "condition", "success")}
+    about = {key: r.get(key) for key in ("traj_id", "phase", "iteration", "task", "task_type", "condition", "success", "arm")}
     return about | {"group": group, "n": len(r["steps"]), "traced": traced}
 
 
-def games_of(path, problems):
-    """{task_id: episodes} that the evaluation has kept, in the form of `episode_payload`."""
+def games_of(results, differing):
+    """{task_id: episodes} of the evaluation's first tries, in the form of `episode_payload`: games that differ, and one of each type."""
     games = defaultdict(list)
-    for r in lines_of(path, problems):
-        r["traj_id"] = r.get("traj_id") or f"{r['arm']}, {r['task_id']}"
-        games[r["task_id"]].append(r | {"steps": [short(s) | {"t": t} for t, s in enumerate(r["steps"])]})
-    return games
+    for r in results:
+        if "steps" in r:
+            name = f"{r['arm']}, {r['split']}, {r['task_id']}"
+            condition = "skill" if r.get("skill_ids") else "plain"
+            about = {key: r[key] for key in ("task", "task_type", "success", "score", "skill_ids")} | {"traj_id": name, "condition": condition}
+            steps = [{"t": t, "observation": seen, "action": action} for t, (seen, action) in enumerate(r["steps"])]
+            games[r["task_id"]].append(about | {"reward": 0.0, "arm": r["arm"], "steps": steps})
+    types = {group[0]["task_type"]: task_id for task_id, group in reversed(games.items())}
+    chosen = list(dict.fromkeys([*types.values(), *differing[:EVALUATED]]))
+    return {task_id: games[task_id] for task_id in chosen if task_id in games}
 
 
 def slim(metrics):
@@ -352,6 +364,7 @@ METRICS = {
     "valid_rate": ("share of well-formed responses", ""),
     "inadmissible_rate": ("share of actions that the world does not know in that state", ""),
     "truncated": ("prompts that lost history to fit, or episodes that ended because the context was full", ""),
+    "ended": ("how many episodes ended for which reason", ""),
     "cut_rate": ("share of responses that were cut off at the largest length", ""),
     "response_tokens": ("sampled tokens of the iteration", ""),
     "no_signal": ("share of groups that were won by all or by none: their episode advantages are 0", ""),
@@ -385,7 +398,7 @@ METRICS = {
 }
 
 
-def places(files=("support/records.py", "common.py", "distill.py", "mine.py", "support/*.py")):
+def places(files=("support/records.py", "common.py", "support/*.py", "distill.py", "mine.py")):
     """{name: [(file, line number, text)]} of every key that the code computes: of a dict, a subscript or a keyword, as in Counter(x=...)."""
     found = defaultdict(list)
     for path in (path for pattern in files for path in sorted(ROOT.glob(pattern))):

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from envs import UserError
-from recipes import compare
+from recipes import compare, example
 
 
 def point(arm, seed, split, minutes, wins, **more):
@@ -264,3 +264,19 @@ def test_recorded_points_of_the_project_give_the_numbers_of_the_docs():
         assert f"{level} ({difference})" in table
         for number in (level, difference):
             assert number in told.replace("**", "")
+
+
+def test_the_readmes_example_is_the_clearest_pair_of_an_active_skill():
+    """Or of the skill that is named, active or not; a run without one says so."""
+    bank = [{"skill_id": i, "status": s} for i, s in (("a", "active"), ("b", "retired"))]
+    pairs = [
+        {"skill_ids": ["a"], "delta": 0.25},
+        {"skill_ids": ["b"], "delta": 1.0},
+        {"skill_ids": ["a"], "delta": 0.5},
+    ]
+    assert example.clearest_pair(bank, pairs) == (bank[0], pairs[2])
+    assert example.clearest_pair(bank, pairs, "b") == (bank[1], pairs[1])
+    with pytest.raises(UserError, match="no pair of c"):
+        example.clearest_pair(bank, pairs, "c")
+    with pytest.raises(UserError, match="no active skill"):
+        example.clearest_pair(bank[1:], pairs)

@@ -1,9 +1,11 @@
 """The scripts: errors before any model loads, every phase killed at random moments, learning.   pytest tests/test_phases.py"""
 
+import importlib.util
 import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +19,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import cli, files
+from support import cli, files, intervals
 from tests.conftest import ended, play, run_main, start, toy_worlds
 from tests.toy import Doors
 
@@ -118,6 +120,17 @@ def test_a_full_disk_loses_nothing_already_written(monkeypatch, finished, toy):
     assert weights("distill") == (finished / "default" / "distill" / "policy" / "model.safetensors").read_bytes()
 
 
+def test_the_control_plays_other_games_than_warm_up_did(monkeypatch, toy):
+    for run, share in ("plain", "0.9"), ("control", "0"):
+        more = ["--iterations", "2", "--stop-at", share, "--run", run]
+        run_main(monkeypatch, warmup, *SMALL, *more)
+    one, other = (
+        [r["task_id"] for r in files.read_jsonl(f"runs/{run}/warmup/trajectories.jsonl")]
+        for run in ("plain", "control")
+    )
+    assert len(one) == len(other) == 48 and one != other
+
+
 # ---- what the phases write ----
 
 
@@ -208,10 +221,10 @@ def test_evaluation_reads_every_task_once_and_writes_its_table_and_figures(monke
 
 
 def test_intervals_have_known_values():
-    assert evaluate.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
+    assert intervals.interval([[1]] * 8 + [[0]] * 2) == pytest.approx((0.8, 0.4902, 0.9433), abs=1e-4)
     a = [{"task_id": str(i), "success": i % 2} for i in range(100)]
     b = [{"task_id": str(i), "success": 0} for i in range(100)]
-    mean, low, high = evaluate.paired_difference(a, b)
+    mean, low, high = intervals.paired_difference(a, b)
     assert mean == 0.5 and 0.39 < low < 0.42 and 0.58 < high < 0.61
 
 
@@ -249,7 +262,7 @@ def no_model(monkeypatch):
         (evaluate, [], "no run runs/default: run `python warmup.py"),
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
-        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
+        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (AttributeError: module 'tests.toy' has no attribute 'Windows')"),
         (evaluate, ["--temperature", "-1"], "--temperature: expected a number at least 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
         (evaluate, ["--policy", "nowhere"], "nowhere"),
@@ -295,7 +308,7 @@ def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no
     with pytest.raises(UserError, match=f"line {len(lines) + 1} is not a JSON object"):
         run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
     os.makedirs("runs/default/mine", exist_ok=True)
-    open("runs/default/mine/done", "w").close()
+    Path("runs/default/mine/done").write_text("{}")
     files.write_jsonl(skills, [])
     with pytest.raises(UserError, match="no active skill"):
         run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])
@@ -343,3 +356,28 @@ def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
     success = [line["success_plain"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     steps = [line["mean_steps"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")]
     assert sum(success[-5:]) / 5 > 0.9 > sum(success[:2]) / 2 and sum(steps[-5:]) / 5 < sum(steps[:5]) / 5 - 0.3, (success, steps)
+
+
+# ---- ablations that are patches ----
+
+
+def test_self_imitation_teaches_as_much_as_siri_did(monkeypatch, finished, toy):
+    here = Path(common.__file__).parent
+    shutil.copy(here / "distill.py", "distill.py")
+    patch = here / "recipes" / "ablations" / "self-imitation.patch"
+    subprocess.run(["git", "apply", patch], check=True)
+    spec = importlib.util.spec_from_file_location("distill", "distill.py")
+    patched = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(patched)
+    monkeypatch.setattr(patched, "make_env", lambda *given: Doors())
+    shutil.copytree(finished / "default" / "mine", "runs/default/mine")
+    dose = finished / "default" / "distill"
+    arguments = [*SMALL, "--iterations", "2", "--k-warm", "0", "--dose-of", dose]
+    run_main(monkeypatch, patched, *arguments)
+    theirs = files.read_jsonl(dose / "metrics.jsonl")
+    for ours, siri in zip(files.read_jsonl("runs/default/distill/metrics.jsonl"), theirs):
+        assert "success_skill" not in ours  # no skill anywhere
+        # whole episodes are taught, so up to one more than SIRI's tokens; the weight is SIRI's
+        assert siri["gated_tokens"] <= ours["gated_tokens"] or ours["success_plain"] < 0.5
+        weight = [line["gated_tokens"] * line["mean_weight"] for line in (ours, siri)]
+        assert weight[0] == pytest.approx(weight[1]) or ours["gated_tokens"] == 0

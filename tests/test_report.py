@@ -19,7 +19,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import report, traces
+from support import figures, report, traces
 from support.files import read_jsonl, write_jsonl
 from tests.conftest import run_main
 from tests.toy import Doors
@@ -412,3 +412,24 @@ def test_a_run_that_has_only_begun_shows_a_page_without_errors(browser, copy):
         (copy / "warmup" / name).unlink()
         page = Page(browser, report.write_report(copy))
         assert page.errors() == []
+
+
+# ---- figures ----
+
+
+def test_the_hero_curve_says_when_the_mean_over_seeds_reaches_the_level(tmp_path):
+    points = [
+        {"arm": arm, "seed": seed, "split": "valid_unseen", "minutes": m, "success": min(1.0, speed * m + 0.01 * seed)}
+        for arm, speed in (("siri", 0.2), ("gigpo", 0.1)) for seed in range(3) for m in (0, 1, 2, 4, 8)
+    ]  # fmt: skip
+    times = figures.hero(points, tmp_path / "hero.png", {"siri": "SIRI", "gigpo": "GiGPO alone"})
+    assert times == pytest.approx({"siri": 3.45, "gigpo": 6.9}, abs=0.05)
+    assert (tmp_path / "hero.png").stat().st_size > 10_000
+
+
+def test_skills_and_episodes_are_drawn(run, tmp_path):
+    rows = [{"condition": "a", "strategy": "b", "status": "active", "mean_delta": 0.4, "fresh": 0.3, "half": 0.1, "pairs": 9, "n_eval": 4}]
+    figures.skills(rows, tmp_path / "skills.png")
+    episodes = read_jsonl(run / "distill" / "trajectories.jsonl")[:4]
+    figures.strip(episodes, tmp_path / "strip.png")
+    assert all((tmp_path / name).stat().st_size > 5_000 for name in ("skills.png", "strip.png"))

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 
-from envs import Step, UserError, shop, webshop_data
+from envs import Step, UserError, shop, webshop_data, webshop_search
 from envs.webshop import COLOURS, Goals, Nouns, WebShop, fuzzy, score
 from envs.webshop_data import INSTALL, Catalogue, clean, find_files, load, stream_json
 from envs.webshop_prompts import LONGEST, anchor, parse, prompt, summary_prompt
@@ -240,6 +240,23 @@ def test_a_large_source_file_that_has_changed_misses_the_cache(tmp_path, monkeyp
     before = webshop_data.fingerprint(find_files(data)[:2])
     os.utime(find_files(data)[0], ns=(1, 1))
     assert webshop_data.fingerprint(find_files(data)[:2]) != before
+
+
+def test_a_large_index_leaves_documents_out_and_finds_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(400)]
+    often = 1 / np.arange(1, 401)  # as in a language: few common words, many rare ones
+    texts = [" ".join(rng.choice(words, 30, p=often / often.sum())) for _ in range(2000)]
+    index = Index.build(texts, [f"{i:05d}" for i in range(2000)])
+    queries = [" ".join(rng.choice(words, 12, p=often / often.sum())) for _ in range(60)] + ["w0", "none"]
+    plain = [index.search(query).tolist() for query in queries]
+    monkeypatch.setattr(webshop_search, "LARGE", 0)
+    assert [index.search(query).tolist() for query in queries] == plain
+    masks = []
+    promising = Index.promising
+    monkeypatch.setattr(Index, "promising", lambda *given: masks.append(promising(*given)) or masks[-1])
+    assert [index.search(query, 5).tolist() for query in queries] == [hits[:5] for hits in plain]
+    assert any(mask is not None and mask.mean() < 0.9 for mask in masks)
 
 
 def test_plain_text_is_split_like_any_other():

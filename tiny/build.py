@@ -135,7 +135,7 @@ def train(rank, args):
     if args.start:
         composed.vectors.data.copy_(model.model.embed_tokens.weight)
     body = [p for name, p in model.model.named_parameters() if name != "embed_tokens.weight"]
-    matrices = [p for p in body if p.dim() == 2]  # Muon learns to copy in half the steps that AdamW needs (LAB.md)
+    matrices = [p for p in body if p.dim() == 2]  # Muon learns to copy in half the steps that AdamW needs (docs/lab.md)
     others = [p for p in body if p.dim() != 2] + [composed.vectors]
     optimizers = [
         Muon(matrices, lr=args.muon_lr),

@@ -21,7 +21,7 @@ CONDITIONS = {"put": "you put something", "examine": "you examine something", "t
 CONDITIONS |= {verb: f"you {verb} something" for verb in VERBS}
 CLAUSES = ("once", "open", "take", "process", "put")
 # Chance that a player does the right thing at one decision when no skill asks for it.  Set once, on generated houses, so that a
-# careless player wins 5-25 % and no task type is beyond it (see LAB.md).
+# careless player wins 5-25 % and no task type is beyond it (see docs/lab.md).
 CARELESS = {"once": 0.11, "open": 0.16, "take": 0.32, "process": 0.2, "put": 0.28}
 CAREFUL = 0.985  # the same chance where a skill asks for it
 IDLE = 0.15  # chance of a pointless action when careless

@@ -32,7 +32,7 @@ KINDS = {
     "free": ("you buy something without options", ("query", "cover", "price")),
 }
 # Chance that a shopper does the right thing at one decision when no skill asks for it.  Set once, in generated shops, so that a careless
-# shopper buys the right thing in 10-15 % of its episodes (see LAB.md).
+# shopper buys the right thing in 10-15 % of its episodes (see docs/lab.md).
 CARELESS = {"query": 0.25, "cover": 0.3, "price": 0.2, "options": 0.65, "back": 0.2}
 CAREFUL = 0.99  # the same chance where a skill asks for it
 IDLE = 0.1  # chance of a pointless move when careless
