@@ -39,7 +39,8 @@ from common import (
 from envs import UserError
 from support.cli import by_preset, make_parser, parse_args, run_script, whole
 from support.files import read_jsonl, rng, write_jsonl
-from support.runs import Run, finished_phase, policy_folder
+from support.phases import finished_phase, policy_folder
+from support.runs import Run
 from support.text import words
 from support.traces import traced
 from support.training import sampling_options, update_options
@@ -332,6 +333,7 @@ def main():
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
     pool = warm_pool(source)  # records that skills may be written from
     # every skill ever written, and which successes were asked for one; a checkpoint keeps both

@@ -30,7 +30,7 @@ from support.cli import base_parser, parse_args, run_script, whole  # noqa: E402
 from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.intervals import half_width  # noqa: E402
-from support.runs import finished_phase, policy_folder  # noqa: E402
+from support.phases import finished_phase, policy_folder  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402

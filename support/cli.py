@@ -353,7 +353,7 @@ def parse_args(parser, first=False):
 def origin(run, source, policies, model, first):
     """The arguments of the phase that the weights come from, {} where they come from no phase.
     UserError where policies that are compared come from different worlds."""
-    from support.runs import begun_with
+    from support.phases import begun_with
 
     if first:
         return begun_with(source or model) if source or model else {}

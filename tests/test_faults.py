@@ -29,7 +29,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import cli, files, intervals, parallel, runs
+from support import cli, files, intervals, parallel, phases, runs
 from tests.conftest import run_main, toy_worlds
 from tests.toy import Doors
 
@@ -430,7 +430,7 @@ def test_weights_that_are_no_numbers_are_not_saved_over_the_last_good_checkpoint
         match="iteration 3: weights are no finite numbers any more.*the last good checkpoint is.*000002",
     ):
         run_main(monkeypatch, warmup, *PHASES[warmup])
-    assert [one.name for one in runs.checkpoints("runs/default/warmup")] == ["000001", "000002"]
+    assert [one.name for one in phases.checkpoints("runs/default/warmup")] == ["000001", "000002"]
     assert not Path("runs/default/warmup/done").exists()
     monkeypatch.setattr(warmup, "update", update)
     run_main(monkeypatch, warmup, *PHASES[warmup])  # it goes on from there
@@ -545,7 +545,7 @@ def test_a_control_from_another_runs_policy_plays_that_ones_world(monkeypatch, r
     ]
     refused(monkeypatch, warmup, *control, "--env", "alfworld", says="was trained in webshop")
     run_main(monkeypatch, warmup, *control)
-    assert runs.begun_with("runs/control/warmup")["env"] == "webshop"
+    assert phases.begun_with("runs/control/warmup")["env"] == "webshop"
 
 
 def test_skills_of_another_world_are_refused(monkeypatch, run):
@@ -851,7 +851,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
 
 def test_without_a_sound_checkpoint_the_line_names_the_file_and_what_to_do(monkeypatch, run):
     unfinished("warmup")
-    for one in runs.checkpoints("runs/default/warmup"):
+    for one in phases.checkpoints("runs/default/warmup"):
         damaged(one / "state.pt", "cut")
     line = refused(
         monkeypatch, warmup, *PHASES[warmup], says="is damaged and no earlier checkpoint is left"
@@ -879,13 +879,13 @@ def test_an_older_checkpoint_goes_only_when_a_newer_one_is_on_disk(monkeypatch):
 
     def watched(old, new):
         if str(old).endswith(".part") and Path(old).is_dir():
-            seen.append([one.name for one in runs.checkpoints("runs/default/warmup")])
+            seen.append([one.name for one in phases.checkpoints("runs/default/warmup")])
         replace(old, new)
 
     monkeypatch.setattr(os, "replace", watched)
     run_main(monkeypatch, warmup, *PHASES[warmup])
     assert seen[:3] == [[], ["000001"], ["000002"]]
-    assert [one.name for one in runs.checkpoints("runs/default/warmup")] == ["000002", "000003"]
+    assert [one.name for one in phases.checkpoints("runs/default/warmup")] == ["000002", "000003"]
 
 
 @pytest.mark.parametrize(
