@@ -191,7 +191,7 @@ def test_after_an_update_the_engine_has_the_new_weights(policy, env):
     with torch.no_grad():
         trainer, _ = policy.logprobs(sequences)
     assert (
-        trainer - torch.tensor([x for s in sequences for x in s.logprobs])
+        trainer - torch.tensor([x for s in sequences for x in s.old_logprobs])
     ).abs().max() > 0  # greedy: 0, not the policy's own
 
 
