@@ -1,11 +1,10 @@
 """Annotated pages: docs/annotated/NAME.html from the comments of the code, prose left, code right.
 
     python -m course.annotate              writes them
-    python -m course.annotate --check      exit code 1 where one is not what the code says now (what CI asks)
+    python -m course.annotate --check      exit code 1 where one is not what the code says now
 
-Docstrings and whole-line comments become the prose beside the lines that follow them; a comment at the end of a line stays there.
-Nothing is written twice: whoever mends a comment mends the page.
-"""
+Docstrings and whole-line comments become the prose beside the lines that follow them; a comment at
+the end of a line stays there. Nothing is written twice: whoever mends a comment mends the page."""
 
 import ast
 import html
@@ -31,7 +30,9 @@ TITLES = {
     "distill": "Phase 2: internalisation",
     "advantages-and-update": "What all phases share: advantages, update, retrieval",
 }
-KEYWORDS = "def|class|return|for|in|if|else|elif|while|with|import|from|lambda|yield|raise|not|and|or"
+KEYWORDS = (
+    "def|class|return|for|in|if|else|elif|while|with|import|from|lambda|yield|raise|not|and|or"
+)
 BANNER = re.compile(r"^# -{2,} (.*?) -+$")
 
 
@@ -46,7 +47,10 @@ def docstrings(text):
     """{first line: last line} of every docstring, counted from 1."""
     found = {}
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef))
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             found[node.body[0].lineno] = node.body[0].end_lineno
     return found
 
@@ -74,12 +78,18 @@ def sections(text):
             if number == 1 or not parts[-1].code:
                 parts[-1].prose += clean(lines[number - 1 : last])
             else:  # what a function is stands beside its first line
-                parts[-1].prose += ([""] if parts[-1].prose else []) + clean(lines[number - 1 : last])
+                parts[-1].prose += ([""] if parts[-1].prose else []) + clean(
+                    lines[number - 1 : last]
+                )
             number = last
             if number == docs.get(1):
                 parts.append(Section())
         elif re.match(r"\s*#( |$)", line):
-            if any(text.strip() for _, text in parts[-1].code) or parts[-1].banner and parts[-1].prose:
+            if (
+                any(text.strip() for _, text in parts[-1].code)
+                or parts[-1].banner
+                and parts[-1].prose
+            ):
                 parts.append(Section())
             parts[-1].prose.append(line.strip().removeprefix("#").strip())
         elif re.match(r"(def|class|@)", line) and any(text.strip() for _, text in parts[-1].code):
@@ -90,7 +100,11 @@ def sections(text):
         else:
             parts[-1].code.append((number, line))
         number += 1
-    return [part for part in parts if part.prose or part.banner or any(text.strip() for _, text in part.code)]
+    return [
+        part
+        for part in parts
+        if part.prose or part.banner or any(text.strip() for _, text in part.code)
+    ]
 
 
 def chosen(parts, banners):
@@ -110,7 +124,8 @@ def chosen(parts, banners):
 
 
 def prose_html(lines):
-    """Paragraphs; indented lines and doctests stay as they are; equation numbers and `names` are set off."""
+    """Paragraphs; indented lines and doctests stay as they are; equation numbers and `names` are
+    set off."""
     blocks, kind = [], None
     for line in lines:
         code = line.startswith(("    ", ">>>", "..."))
@@ -150,17 +165,39 @@ def code_html(code):
 
 
 STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1b1b1d; --soft: #f5f5f2; --line: #d4d4cf; --muted: #6a6a66; --blue: #0068a3; }
-@media (prefers-color-scheme: dark) { :root { --bg: #151517; --fg: #e8e8e8; --soft: #1e1e22; --line: #3d3d44; --muted: #a5a5ab; --blue: #6fc1ee; } }
+:root { color-scheme: light dark;
+  --bg: #fff;
+  --fg: #1b1b1d;
+  --soft: #f5f5f2;
+  --line: #d4d4cf;
+  --muted: #6a6a66;
+  --blue: #0068a3; }
+@media (prefers-color-scheme: dark) { :root { --bg: #151517;
+  --fg: #e8e8e8;
+  --soft: #1e1e22;
+  --line: #3d3d44;
+  --muted: #a5a5ab;
+  --blue: #6fc1ee; } }
 body { margin: 0; background: var(--bg); color: var(--fg); font: 16px/1.5 system-ui, sans-serif; }
-header { padding: 1rem 1.5rem; border-bottom: 1px solid var(--line); } h1 { font-size: 1.4rem; margin: .3rem 0; } h2 { font-size: 1.1rem; margin: .6rem 0; }
-a { color: var(--blue); } .part { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr); border-bottom: 1px solid var(--line); }
-.prose { padding: .5rem 1.5rem; } .prose p { margin: .4rem 0; } .code { background: var(--soft); padding: .3rem .8rem; overflow-x: auto; }
-pre { margin: .2rem 0; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; } .prose pre { overflow-x: auto; background: var(--soft); padding: .4rem; }
-.code span::before { content: attr(data-n); display: inline-block; width: 3em; color: var(--muted); user-select: none; }
-.code i { color: var(--muted); font-style: normal; } .code b { font-weight: 600; color: var(--blue); } .eq { color: var(--blue); }
+header { padding: 1rem 1.5rem; border-bottom: 1px solid var(--line); }
+h1 { font-size: 1.4rem; margin: .3rem 0; }
+h2 { font-size: 1.1rem; margin: .6rem 0; }
+a { color: var(--blue); }
+.part { display: grid; grid-template-columns: minmax(0, 5fr) minmax(0, 8fr);
+  border-bottom: 1px solid var(--line); }
+.prose { padding: .5rem 1.5rem; }
+.prose p { margin: .4rem 0; }
+.code { background: var(--soft); padding: .3rem .8rem; overflow-x: auto; }
+pre { margin: .2rem 0; font: 13px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }
+.prose pre { overflow-x: auto; background: var(--soft); padding: .4rem; }
+.code span::before { content: attr(data-n); display: inline-block; width: 3em;
+  color: var(--muted); user-select: none; }
+.code i { color: var(--muted); font-style: normal; }
+.code b { font-weight: 600; color: var(--blue); }
+.eq { color: var(--blue); }
 code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; background: var(--soft); }
-@media (max-width: 56rem) { .part { grid-template-columns: minmax(0, 1fr); } .prose { padding: .5rem 1rem; } }
+@media (max-width: 56rem) { .part { grid-template-columns: minmax(0, 1fr); }
+.prose { padding: .5rem 1rem; } }
 """
 
 
@@ -168,16 +205,25 @@ def page(name):
     """One page as HTML."""
     file, banners = PAGES[name]
     parts = chosen(sections((ROOT / file).read_text(encoding="utf-8")), banners)
-    links = " · ".join(f"<b>{TITLES[n]}</b>" if n == name else f'<a href="{n}.html">{TITLES[n]}</a>' for n in PAGES)
+    links = " · ".join(
+        f"<b>{TITLES[n]}</b>" if n == name else f'<a href="{n}.html">{TITLES[n]}</a>' for n in PAGES
+    )
     body = []
     for part in parts:
         heading = f"<h2>{html.escape(part.banner)}</h2>" if part.banner else ""
-        body.append(f'<div class="part"><div class="prose">{heading}{prose_html(part.prose)}</div><div class="code">{code_html(part.code)}</div></div>')
+        body.append(
+            f'<div class="part"><div class="prose">{heading}{prose_html(part.prose)}</div>'
+            f'<div class="code">{code_html(part.code)}</div></div>'
+        )
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{TITLES[name]}</title>\n<style>{STYLE}</style>\n</head>\n'
-        f"<body>\n<header><h1>{TITLES[name]}</h1><p>{links}</p><p>Made from <code>{file}</code> by <code>python -m course.annotate</code>; numbers in "
-        f'brackets are the equations of <a href="../method.md">docs/method.md</a>.</p></header>\n' + "\n".join(body) + "\n</body>\n</html>\n"
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{TITLES[name]}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<header><h1>{TITLES[name]}</h1><p>{links}</p><p>Made from <code>{file}</code> by "
+        "<code>python -m course.annotate</code>; numbers in "
+        f'brackets are the equations of <a href="../method.md">docs/method.md</a>.</p></header>\n'
+        + "\n".join(body)
+        + "\n</body>\n</html>\n"
     )
 
 
@@ -192,7 +238,10 @@ def main():
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
             stale.append(path.name)
     if stale:
-        raise UserError(f"docs/annotated/ is not what the code says now ({', '.join(stale)}): run python -m course.annotate")
+        raise UserError(
+            f"docs/annotated/ is not what the code says now ({', '.join(stale)}): run python -m "
+            "course.annotate"
+        )
 
 
 if __name__ == "__main__":
