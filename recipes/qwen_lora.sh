@@ -4,15 +4,16 @@
 #   bash recipes/qwen_lora.sh [alfworld|webshop] [1.5B|7B] [RUN] [more arguments for training]
 #   MEMORY=24 bash recipes/qwen_lora.sh alfworld 7B          gigabytes of the GPU (default: 80)
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
-# Other models: MODEL=...  The other settings are the paper's (README, "--preset paper"); the adapter
-# switched off is the reference policy, for free.  No GPU run has been measured yet; estimates of
+# Other models: MODEL=...  The other settings are the paper's (README, "--preset paper"); the
+# adapter switched off is the reference policy, for free.  No GPU run has been measured yet;
+# estimates of
 #   python recipes/plan.py --model ... --memory ... --lora-rank 64 --gradient-checkpointing \
 #       --env webshop:
 #   memory         1.5B: 7 GB while updating on a GPU below 40, 8 from 40 on; while sampling vLLM's
 #                  weights take 3, and 128 episodes of 4,608 tokens would take 17 of cache.  7B: 21
 #                  GB below 48, without vLLM, 26 from 48 on; vLLM's weights take 15, 128 such
-#                  episodes 34 of cache (on fewer than 80 GB vLLM runs as many at once as it has room
-#                  for)
+#                  episodes 34 of cache (on fewer than 80 GB vLLM runs as many at once as it has
+#                  room for)
 #   an iteration   at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt tokens
 #                  and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the update
 #                  reads 6.1 (2.4) million

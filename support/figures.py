@@ -126,17 +126,22 @@ def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
     first tenth of a run.  Returns {arm: time to the level}."""
     figure, axis = plt.subplots(figsize=(8, 4.5))
     times = {}
-    for (arm, name), colour, line in zip(arms.items(), (BLUE, GREY, ORANGE, GREEN), ("-", "--", ":", "-.")):
+    styles = zip((BLUE, GREY, ORANGE, GREEN), ("-", "--", ":", "-."))
+    for (arm, name), (colour, line) in zip(arms.items(), styles):
         part = [p for p in points if p["arm"] == arm and p["split"] == split]
         seeds = sorted({p["seed"] for p in part})
-        runs = [np.array(sorted((p[clock], p["success"]) for p in part if p["seed"] == seed)).T for seed in seeds]
+        runs = []
+        for seed in seeds:
+            points_of_seed = [(p[clock], p["success"]) for p in part if p["seed"] == seed]
+            runs.append(np.array(sorted(points_of_seed)).T)
         x = np.linspace(max(run[0][0] for run in runs), min(run[0][-1] for run in runs), 400)
         y = np.array([np.interp(x, *run) for run in runs])  # (seeds, 400)
         mean = y.mean(0)
         axis.plot(x, mean, line, color=colour, lw=2.5, label=name)
         if len(seeds) > 1:
             half = stats.t.ppf(0.975, len(seeds) - 1) * y.std(0, ddof=1) / len(seeds) ** 0.5
-            axis.fill_between(x, mean - half, np.minimum(mean + half, 1), color=colour, alpha=0.18, lw=0)
+            high = np.minimum(mean + half, 1)
+            axis.fill_between(x, mean - half, high, color=colour, alpha=0.18, lw=0)
         if (reached := mean >= level).any():
             times[arm] = at = float(x[reached.argmax()])
             axis.plot([at, at], [0, level], line, color=colour, lw=1)
@@ -151,7 +156,8 @@ def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
     axis.set(xlim=(0, None), ylim=(0, 1), xlabel=f"{clock} after warm-up (square root)")
     axis.set_ylabel(f"success, {split.replace('_', ' ')} games")
     axis.set_xscale("function", functions=(np.sqrt, np.square))
-    axis.set_xticks([t for t in (0, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50) if t <= axis.get_xlim()[1]])
+    ticks = (0, 0.5, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
+    axis.set_xticks([t for t in ticks if t <= axis.get_xlim()[1]])
     axis.xaxis.set_major_formatter(lambda t, _: f"{t:g}")
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="lower right", frameon=False, title=f"mean and 95 % over {len(seeds)} seeds")
@@ -170,15 +176,20 @@ def skills(rows, path, most=16):
     figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2))
     for i, row in enumerate(rows):
         axis.plot([row["mean_delta"], row["fresh"]], [i, i], color="#cccccc", lw=1.5, zorder=0)
-        axis.errorbar(row["fresh"], i, xerr=row["half"], fmt="s", color=BLUE, capsize=2, label="fresh games, 95 %" if i == 0 else None)
+        label = "fresh games, 95 %" if i == 0 else None
+        how = dict(fmt="s", color=BLUE, capsize=2, label=label)
+        axis.errorbar(row["fresh"], i, xerr=row["half"], **how)
         own = {"label": "its own pairs" if i == 0 else None}
         axis.plot(row["mean_delta"], i, "o", mfc="white", mec=ORANGE, mew=2, ms=8, **own)
     axis.axvline(0, color="black", lw=0.8)
     texts = [f"when {row['condition']}: {row['strategy']} ({row['status']})" for row in rows]
     axis.set_yticks(range(len(rows)), [textwrap.fill(text, 52) for text in texts], fontsize=8)
-    axis.set(xlabel="success with the skill minus success without", xlim=(max(-1, axis.get_xlim()[0]), min(1, axis.get_xlim()[1])))
+    low, high = axis.get_xlim()
+    what = "success with the skill minus success without"
+    axis.set(xlabel=what, xlim=(max(-1, low), min(1, high)))
     axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, bbox_transform=axis.transAxes)
+    where = dict(loc="lower right", bbox_to_anchor=(1, 1), bbox_transform=axis.transAxes)
+    figure.legend(*axis.get_legend_handles_labels(), ncols=2, frameon=False, **where)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
@@ -191,17 +202,21 @@ def strip(episodes, path, most=10):
     many are left out."""
     figure, axis = plt.subplots(figsize=(1.35 * most + 1.6, 0.95 * len(episodes) + 0.4))
     largest = max(abs(s["advantage"]) for r in episodes for s in r["steps"]) or 1.0
-    colours = plt.get_cmap("PuOr")  # orange below zero, violet above: told apart by the colour-blind, too
+    # orange below zero, violet above: told apart by the colour-blind, too
+    colours = plt.get_cmap("PuOr")
     for i, r in enumerate(episodes):
         mark = "won" if r["success"] else "lost"
-        axis.text(-0.1, -i, f"{'with a skill' if r['condition'] == 'skill' else 'plain'}\n{mark}", ha="right", va="center", fontsize=9)
+        prompt = "with a skill" if r["condition"] == "skill" else "plain"
+        axis.text(-0.1, -i, f"{prompt}\n{mark}", ha="right", va="center", fontsize=9)
         for t, s in enumerate(r["steps"][:most]):
             share = s["advantage"] / largest
             face = colours(0.5 + 0.35 * share)
-            axis.add_patch(plt.Rectangle((t + 0.03, -i - 0.42), 0.94, 0.84, fc=face, ec="#888888", lw=0.8))
+            corner, edge = (t + 0.03, -i - 0.42), dict(ec="#888888", lw=0.8)
+            axis.add_patch(plt.Rectangle(corner, 0.94, 0.84, fc=face, **edge))
             text = textwrap.fill(s["action"], 14, break_long_words=True)
             axis.text(t + 0.5, -i + 0.08, text, ha="center", va="center", fontsize=7.5)
-            axis.text(t + 0.5, -i - 0.36, f"A {s['advantage']:+.1f}", ha="center", va="bottom", fontsize=7)
+            advantage, how = f"A {s['advantage']:+.1f}", dict(ha="center", va="bottom", fontsize=7)
+            axis.text(t + 0.5, -i - 0.36, advantage, **how)
         if len(r["steps"]) > most:
             axis.text(most + 0.1, -i, f"+ {len(r['steps']) - most}\nmore", va="center", fontsize=8)
     axis.set(xlim=(-1.1, most + 0.7), ylim=(-len(episodes) + 0.45, 0.6))

@@ -476,7 +476,7 @@ def not_silent(m, args, folder):
     raise UserError(f"after the first iteration {found}, which trains at 0 %: {look}, {go_on}")
 
 
-SHOWN = [("no-signal", "no_signal", ".2f"), ("kl", "kl", ".4f"), ("entropy", "entropy", ".2f")]
+SHOWN = [("no-signal", "no_signal", ".2f"), ("kl", "kl", ".3f"), ("entropy", "entropy", ".2f")]
 
 
 def console_line(phase, m):
@@ -486,5 +486,5 @@ def console_line(phase, m):
     parts.append(" ".join(f"{name} {m[key]:{form}}" for name, key, form in SHOWN if key in m))
     if "bank" in m:
         active, everything = m["bank"].get("active", 0), sum(m["bank"].values())
-        parts.append(f"skills {active} of {everything} active")
+        parts.append(f"skills {active}/{everything}")  # active ones
     return " | ".join([*parts, f"{m['elapsed']:.0f} s"])
