@@ -31,7 +31,8 @@ from support import chat, constrain, large, models, packing, parallel, training
 from support.files import rng
 from support.packing import Row
 from support.records import new_record, progress
-from support.sampler import Sampler, masked_log_softmax
+from support.sampler import Sampler
+from support.softmax import token_logprobs
 from support.text import tfidf
 
 # ---- 1. worlds ---------------------------------------------------------------------------------
@@ -55,7 +56,7 @@ def make_env(name, simulator="fast", max_steps=None):
         return getattr(import_module(module), kind)()
     except (Exception, SystemExit) as error:  # whatever that module does
         expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
-        raise UserError(f"--env {name}: {expected} ({error!r})") from None
+        raise UserError(f"--env {name}: {expected} ({type(error).__name__}: {error})") from None
 
 
 def is_held_out(task_id):
@@ -118,8 +119,9 @@ class Policy:
         self.sampling = self.model  # another copy where the trained weights are sharded
         self.engine = None  # vLLM, where it samples
         self.lora, self.adapter_off, self.autocast = False, False, nullcontext
-        # targets whose logits exist at once: 1 GiB in float32
-        self.chunk = max(1, 2**28 // self.model.config.vocab_size)
+        # targets whose logits exist at once: 2 GiB in float32
+        self.chunk = max(1, 2**29 // self.model.config.vocab_size)
+        self.room, self.room_limit = None, math.inf  # padded tokens of a micro-batch, and at most
         self.version, self.synced = 0, None  # optimizer steps, and the last one the sampler saw
 
     def encode(self, text):
@@ -185,9 +187,8 @@ class Policy:
         Only these N tokens get logits: (B, T, V) of a 7B model's vocabulary would not fit."""
 
         def score(hidden, tokens, allowed):
-            logits = self.logits(self.model, hidden) / temperature
-            logp = masked_log_softmax(logits, allowed)  # (n, V)
-            return logp.gather(1, tokens[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+            logits = self.logits(self.model, hidden) / temperature  # (n, V)
+            return token_logprobs(logits, tokens, allowed)
 
         with self.autocast():
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -234,7 +235,8 @@ def load_training(weights, source, args):
         ref_policy = load_policy(source, args, reference=True)
     # (12) AdamW; a fresh one in every phase, for the control as for SIRI
     parameters, betas = large.trained(policy), (0.9, 0.999)
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=betas, weight_decay=0.01)
+    how = dict(betas=betas, weight_decay=0.01, fused=policy.device != "cpu" or None)
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, **how)
     return policy, ref_policy, optimizer
 
 
@@ -293,7 +295,7 @@ class Episode:
                 "allowed": allowed,
                 "action": action,
                 "valid": valid,  # well-formed (v); whether the world knows the action is not in it
-                "fails": not self.env.is_admissible(action, seen),
+                "inadmissible": not self.env.is_admissible(action, seen),
                 "truncated": self.truncated or full,
                 "reward": self.now.reward,
             }
@@ -519,13 +521,14 @@ class Tokens:
 
 def score(policy, sequences, temperature=1.0, ref_policy=None):
     """The Tokens of some sequences under the policy, and under the reference where there is one."""
+    # moved first: behind the forward pass the transfer would wait for it
+    names = ("old_logprobs", "advantages", "rl", "weights", "tis_weights")
+    kept = packing.per_target(sequences, names, policy.device, policy.model.dtype)
     logprobs, entropy = policy.logprobs(sequences, temperature)
     ref_logprobs = None
     if ref_policy is not None:
         with torch.no_grad():
             ref_logprobs, _ = ref_policy.logprobs(sequences, temperature)
-    names = ("old_logprobs", "advantages", "rl", "weights", "tis_weights")
-    kept = {name: packing.per_target(sequences, name, logprobs) for name in names}
     return Tokens(logprobs, entropy, ref_logprobs=ref_logprobs, **kept)
 
 
@@ -580,31 +583,28 @@ def gigpo_loss(tokens, beta=0.0, entropy_coef=0.001, **clips):
 
 def update(
     policy, optimizer, rows, stream, loss=gigpo_loss, ref_policy=None, temperature=1.0,
-    mini_batch_rows=256, micro_batch_tokens=8192, grad_clip=1.0, threads=1, checkpointing=False,
+    mini_batch_rows=256, micro_batch_tokens=None, grad_clip=1.0, threads=1, checkpointing=False,
     recompute_old=None,
 ):  # fmt: skip
     """(12) One pass over the iteration's rows, one optimizer step per mini-batch.
 
     loss: Tokens -> (loss, sums for the metrics): gigpo_loss, or a phase's own.  stream: shuffles
-    the mini-batches.  Returns the metrics, means over tokens.  UserError where memory runs out,
-    FloatingPointError where the gradient is not finite; nothing is stepped then.
+    the mini-batches.  micro_batch_tokens: of one forward pass, padded; None: what memory holds.
+    Returns the metrics, means over tokens.  UserError where memory runs out, FloatingPointError
+    where the gradient is not finite; nothing is stepped then.
 
     All processes know all rows, and each takes its share of every mini-batch's micro-batches."""
     batches = packing.mini_batches(rows, mini_batch_rows, stream)
-    parts = []  # per mini-batch: this process's micro-batches
-    for batch in batches:
-        sequences = packing.sequences_of(batch)
-        whole = list(packing.micro_batches(sequences, micro_batch_tokens))
-        parts.append(parallel.own_part(whole))
+    merged = [packing.sequences_of(batch) for batch in batches]  # sequences, per mini-batch
     total, steps = Counter(), Counter()  # sums of this process; sums that all have alike
     parameters = large.trained(policy)
     with training.updating(policy, checkpointing):
+        training.choose_room(policy, optimizer, merged, micro_batch_tokens, checkpointing)
         # (9) pi_old is the trainer's, before the first step, where the sampler computes otherwise.
         # A stand-in's sampler has the trainer's own arithmetic: its log-probs are pi_old already
         if recompute_old or (recompute_old is None and policy.style == "chat"):
-            every = [part for own in parts for part in own]
-            total = training.old_logprobs(lambda part: policy.logprobs(part, temperature)[0], every)
-        for batch, own in zip(batches, parts):
+            total = training.old_logprobs(policy, merged, temperature)
+        for batch, sequences in zip(batches, merged):
             sampled = [row for row in batch if row.rl]
             n_tokens = max(1, sum(len(row.response_ids) for row in sampled))  # sum m
             n_taught = max(1, sum(row.n_taught for row in batch))  # sum M
@@ -618,7 +618,7 @@ def update(
                 return value, sums
 
             optimizer.zero_grad(set_to_none=True)
-            total.update(training.backward(policy, micro_loss, own, threads))
+            total.update(training.backward(policy, micro_loss, sequences, threads))
             norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, grad_clip))
             if not torch.isfinite(norm):
                 raise FloatingPointError(f"the gradient's norm is {norm.item()}: lower --lr")

@@ -157,7 +157,7 @@ def play_panel(policy, env, tasks, bank, args, split, arm):
         result["n_steps"] = len(steps)
         # well-formed (v), and known to the world: a policy may fail at either
         result["valid_rate"] = float(np.mean([step["valid"] for step in steps]))
-        result["inadmissible_rate"] = float(np.mean([step["fails"] for step in steps]))
+        result["inadmissible_rate"] = float(np.mean([step["inadmissible"] for step in steps]))
         # what skills cost: every step reads the whole prompt
         result["prompt_tokens"] = float(np.mean([len(step["prompt_ids"]) for step in steps]))
         if play.key[-1] == 0:  # the first try of a game can be read step by step in the report

@@ -293,7 +293,8 @@ def credit_all(pairs, shown, k, n_eval, retire_after=3):
                 news = f"- {skill.get('reason')}, {skill['n_eval']} pairs"
                 if skill["status"] == "active":
                     mean, low, high = skill["effect"]
-                    news = f"+ helps {mean:+.2f} [{low:+.2f}, {high:+.2f}], {skill['n_eval']} pairs"
+                    sure = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+                    news = f"+ promoted {sure}, {skill['n_eval']} pairs"
                 print(f"  {news}: when {skill['condition']}: {skill['strategy']}"[:100], flush=True)
 
 

@@ -124,7 +124,7 @@ def example():
 
 policy = Policy()
 optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-3)
-for i in range(round(400 * max(BUDGET, 0.5))):
+for i in range(round(400 * max(BUDGET, 0.25))):
     prompts, texts = zip(*(example() for _ in range(32)))
     logp, there = logprobs(policy, prompts, texts)
     loss = -(logp * there).sum() / there.sum()
@@ -276,12 +276,16 @@ def update(policy, optimizer, episodes, lam, parts=4):
 
 # %%
 def credit(skill, delta, a=0.2, n_eval=3, tau=0.05, retire_after=3):
-    skill["utility"] = delta if not skill["deltas"] else (1 - a) * skill["utility"] + a * delta  # (15)
     skill["deltas"].append(delta)
+    n = len(skill["deltas"])
+    a = max(a, 1 / n)  # the plain mean, until there are enough pairs for a running one
+    skill["utility"] = (1 - a) * skill["utility"] + a * delta  # (15)
     skill["negative"] = skill["negative"] + 1 if skill["utility"] < 0 else 0
-    if skill["status"] == "candidate" and len(skill["deltas"]) >= n_eval and skill["utility"] > tau:  # (16)
+    if n < n_eval:
+        return
+    if skill["status"] == "candidate" and skill["utility"] > tau:  # (16)
         skill["status"] = "active"
-    if skill["negative"] >= retire_after or (skill["status"] == "candidate" and len(skill["deltas"]) >= 3 * n_eval):
+    elif skill["negative"] >= retire_after or (skill["status"] == "candidate" and n >= 3 * n_eval):
         skill["status"] = "retired"
 
 

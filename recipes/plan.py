@@ -5,19 +5,7 @@ iteration, hours and cost.  From the config alone, no weights.
     python recipes/plan.py --gpus 1 --lora-rank 64 --gradient-checkpointing
     python recipes/plan.py --model FOLDER --env webshop --card H200
 
-How the memory of a decoder is counted (d hidden size, f width of the MLP, q and k widths of all query and key heads, b bytes of a number;
-per token, in the order of a layer's forward pass, what has to wait for the backward pass):
-
-    2 norms         input, normalised, output: 12 d in float32, 10 d in bfloat16, where the residual stream stays in float32
-    attention       query, key, value, output: b (2 q + 2 k), and a float32 per head; no T x T matrix, as the kernels are fused
-    MLP             gate, up, silu(gate), product: 4 b f
-    LoRA            frozen weights need no inputs, adapters a copy of every linear layer's input
-
-Without --gradient-checkpointing every layer keeps all of this, with it only its input, and one layer at a time the rest.  Logits exist for
-response tokens only, --logit-chunk of them at once, in about 5 float32 copies (logits, log-softmax, its exponential, two gradients).
-Checked within 20 % against measured peaks of small models on CPU (tests/test_plan.py).  Not checked: sharded runs, CUDA's own overhead
-(about 1 GB a process, not counted; 10 % of the memory is left free for it and for fragmentation).
-On one H100, 7B with LoRA: 26.5 GB estimated, 27.5 measured.
+How the memory is counted stands in support/memory.py, which the update asks for its micro-batches.
 
 How the seconds of an iteration are counted (P parameters, b bytes of one, E episodes a GPU):
 
@@ -47,6 +35,16 @@ from envs import UserError  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
 from envs.webshop import WebShop  # noqa: E402
 from support.cli import Parser, number, run_script, text, whole  # noqa: E402
+from support.memory import (  # noqa: E402
+    FREE,
+    GB,
+    Sizes,
+    bytes_of,
+    fitting_tokens,
+    micro_batch_bytes,
+    peak,
+    weights_bytes,
+)
 
 # Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that cannot reach the Hub.
 # model type, hidden size, MLP width, layers, query heads, key heads, head size, vocabulary, one matrix for embedding and output
@@ -70,9 +68,6 @@ FIELDS = (
 CHARACTERS_PER_TOKEN = {"alfworld": 3.16, "webshop": 2.94}
 TEMPLATE_TOKENS = 30
 
-GB = 1e9
-LOGIT_COPIES = 5  # float32 copies of a chunk's logits at the peak of the backward pass
-FREE = 0.1  # of a card's memory, for CUDA, fragments, buffers of the communication
 
 # GB of memory; TFLOP/s of bf16 matrix products as measured (benchmarks/gpu.py, 8192 cubed); TB/s of
 # memory by the data sheet
@@ -99,93 +94,6 @@ def read_config(name):
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError):
         raise UserError(f"--model {name}: no config there, and the Hub is not reachable; use a folder or {', '.join(SHAPES)}") from None
-
-
-class Sizes:
-    """The widths and parameter counts of a config."""
-
-    def __init__(self, config):
-        self.d, self.f, self.layers, self.vocab = (
-            config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.vocab_size,
-        )  # fmt: skip
-        self.heads = config.num_attention_heads
-        head = getattr(config, "head_dim", None) or self.d // self.heads
-        self.q, self.k = self.heads * head, config.num_key_value_heads * head
-        self.head_norms = config.model_type.startswith("qwen3")  # queries and keys are normalised, too
-        with torch.device("meta"):  # shapes without memory
-            model = AutoModelForCausalLM.from_config(config)
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.layer = sum(p.numel() for p in model.base_model.layers[0].parameters())
-        self.largest = max(p.numel() for p in model.parameters())
-        # (in + out) of all linear layers of a decoder layer: the parameters of adapters of rank 1
-        linear = [m for m in model.base_model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
-        self.adapter = self.layers * sum(m.in_features + m.out_features for m in linear)
-
-
-def layer_bytes(s, dtype, lora_rank=0):
-    """Bytes per token that one decoder layer keeps for its backward pass."""
-    b = bytes_of(dtype)
-    attention, mlp = b * (2 * s.q + 2 * s.k) + 4 * s.heads, 4 * b * s.f
-    norms = 2 * s.d * (12 if b == 4 else 10)
-    if s.head_norms:
-        norms += (s.q + s.k) * (4 + b)
-    if lora_rank:  # norms keep their input only; adapters keep theirs, each its own copy where it is cast, and A's output
-        norms = 2 * s.d * 4 + (4 * (s.q + s.k) if s.head_norms else 0)
-        inputs = 5 * s.d + s.q + s.f if b == 2 else 2 * s.d + s.f  # of q, k, v, gate, up; o; down
-        mlp = 3 * b * s.f + b * (inputs + 7 * lora_rank)
-    return norms + attention + mlp
-
-
-def micro_batch_bytes(s, tokens, targets, dtype="bfloat16", checkpointing=False, logit_chunk=None, lora_rank=0):
-    """(activations, logits, one layer) in bytes of a forward and backward pass over `tokens` padded tokens, `targets` of them response
-    tokens.  Activations wait for the backward pass; then come the logits' gradients, and after those one layer after the other, so the
-    peak is activations + the larger of the other two."""
-    b = bytes_of(dtype)
-    layer = layer_bytes(s, dtype, lora_rank)
-    stream = s.d * (2 if lora_rank and b == 2 else 4)  # bytes per token of the residual stream, which a recomputed layer starts from
-    activations = tokens * s.layers * (stream if checkpointing else layer)
-    # at work in a layer's backward pass: two gradients of the MLP's width, two of the stream, and what is computed again
-    one_layer = tokens * (2 * b * s.f + 2 * stream + (layer if checkpointing else 0))
-    chunk = min(targets, logit_chunk or max(1, 2**28 // s.vocab))  # common.Policy.score's default: 1 GiB of them
-    logits = chunk * s.vocab * (4 * LOGIT_COPIES + (2 if b == 2 else 0)) + tokens * 12 * s.d  # and the norm before them
-    return activations, logits, one_layer
-
-
-def peak(activations, logits, one_layer):
-    return activations + max(logits, one_layer)
-
-
-def weights_bytes(s, gpus=1, dtype="bfloat16", lora_rank=0, beta=0.01):
-    """Bytes per GPU by part of what stays for the whole run, as common.start sets it up.
-
-    All weights are trained in float32 and computed in dtype, so that steps of 1e-6 are not rounded away; split over the GPUs by FSDP2.
-    With LoRA the weights are frozen, in dtype, on every GPU, only the adapters are trained, and the reference is the adapter off."""
-    b = bytes_of(dtype)
-    trained = lora_rank * s.adapter if lora_rank else s.parameters
-    shards = 1 if lora_rank else gpus
-    parts = {"weights": (s.parameters * b + trained * 4) if lora_rank else trained * 4 / shards}
-    parts["reference"] = s.parameters * b / shards if beta > 0 and not lora_rank else 0.0
-    parts["gradients"] = trained * 4 / shards
-    parts["optimizer"] = trained * 8 / shards
-    if lora_rank:
-        parts["computing copies"] = 0.0
-    elif gpus > 1:  # FSDP2 gathers two layers at a time, and embeddings and output; their whole gradients before they are shared out
-        root = s.parameters - s.layers * s.layer
-        parts["computing copies"] = b * (2 * s.layer + root) + 4 * root
-    else:  # mixed precision keeps a copy of the weights; the largest gradient comes before it is added
-        parts["computing copies"] = (s.parameters * b if b < 4 else 0) + 4 * s.largest
-    return parts
-
-
-def bytes_of(dtype):
-    return {"float32": 4, "bfloat16": 2}[dtype]
-
-
-def fitting_tokens(s, room, share, longest, **how):
-    """The largest micro-batch, in steps of 256 padded tokens, whose activations and logits fit into `room` bytes; 0 where not even one
-    row of `longest` tokens does.  share: of response tokens among all."""
-    fits = [t for t in range(longest, 2**18, 256) if peak(*micro_batch_bytes(s, t, math.ceil(t * share), **how)) <= room]
-    return max(fits, default=0)
 
 
 # ---- tokens --------------------------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
-"""The figures: of an evaluation (success by arm, by task type, while a run was training), and those of the README.
+"""The figures: of an evaluation (success by arm, by task type, while a run was training), and
+those of the README.
 
-    hero     unseen games over time, SIRI and its control, band over seeds, the time to a level marked
+    hero     unseen games over time, SIRI and its control, band over seeds, the time to a level
+             marked
     skills   every skill's effect by its own pairs beside fresh games
     strip    an episode as a comic: one box a step, coloured by its advantage
 
@@ -26,7 +28,9 @@ def tick(kind):
     """A task type as it stands below a bar: in two lines where it is long, never cut."""
     words = kind.replace("_", " ").removeprefix("pick ").split()
     half = (len(words) + 1) // 2
-    return " ".join(words) if len(" ".join(words)) <= 14 else " ".join(words[:half]) + "\n" + " ".join(words[half:])
+    if len(" ".join(words)) <= 14:
+        return " ".join(words)
+    return " ".join(words[:half]) + "\n" + " ".join(words[half:])
 
 
 def in_words(arm):
@@ -53,13 +57,15 @@ def save(figure, path, columns):
 
 
 def bars(rows, path, by_type):
-    """Success with intervals by arm: over all games, or by task type.  rows: those of summary.json."""
+    """Success with intervals by arm: over all games, or by task type.  rows: those of
+    summary.json."""
     splits = list(dict.fromkeys(row["split"] for row in rows))
     width = max(4.0, 1 + (8 if by_type else 3.5) * len(splits))
     figure, axes = plt.subplots(1, len(splits), figsize=(width, 4), sharey=True, squeeze=False)
     for axis, split in zip(axes[0], splits):
         part = [row for row in rows if row["split"] == split]
-        names = sorted({name for row in part for name in row["by_type"]}) if by_type else ["all games"]
+        names = sorted({name for row in part for name in row["by_type"]})
+        names = names if by_type else ["all games"]
         for i, row in enumerate(part):
             whole = (row["success"], row["low"], row["high"])
             values = [row["by_type"].get(name, (0, 0, 0)) for name in names] if by_type else [whole]
@@ -76,7 +82,8 @@ def bars(rows, path, by_type):
 
 
 def curves(run, path):
-    """Training success of a run's phases against wall-clock, iterations and environment steps; False without any metrics."""
+    """Training success of a run's phases against wall-clock, iterations and environment steps;
+    False without any metrics."""
     files = {phase: Path(run) / phase / "metrics.jsonl" for phase in PHASES}
     phases = [(phase, read_jsonl(file)) for phase, file in files.items() if file.exists()]
     phases = [(phase, lines) for phase, lines in phases if lines]
@@ -86,11 +93,14 @@ def curves(run, path):
     offset = np.zeros(3)
     for phase, lines in phases:
         steps = np.cumsum([line["env_steps"] for line in lines])
-        x = np.array([[line["elapsed"] / 60, k + 1, s / 1000] for k, (line, s) in enumerate(zip(lines, steps))]) + offset
+        minutes = [line["elapsed"] / 60 for line in lines]
+        x = np.array([minutes, range(1, len(lines) + 1), steps / 1000]).T + offset
         for axis, column in zip(axes, x.T):
-            axis.plot(column, [line["success_plain"] for line in lines], label=f"{phase}, plain prompt")
+            plain = [line["success_plain"] for line in lines]
+            axis.plot(column, plain, label=f"{phase}, plain prompt")
             if any("success_skill" in line for line in lines):
-                axis.plot(column, [line.get("success_skill", np.nan) for line in lines], "--", label=f"{phase}, with skills")
+                shown = [line.get("success_skill", np.nan) for line in lines]
+                axis.plot(column, shown, "--", label=f"{phase}, with skills")
             axis.axvline(column[-1], color="grey", lw=0.5)
         offset = x[-1]
     for axis, name in zip(axes, ("minutes", "iterations", "thousand environment steps")):
@@ -102,16 +112,18 @@ def curves(run, path):
     return True
 
 
-# ---- figures of the README: colours of Okabe and Ito, and a second sign beside every colour ---------------------
+# ---- figures of the README: colours of Okabe and Ito, and a second sign beside every colour ------
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 
 
 def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
-    """Success over time: mean and Student's 95 % interval over seeds, and when the mean first reaches `level`.
+    """Success over time: mean and Student's 95 % interval over seeds, and when the mean first
+    reaches `level`.
 
-    points: those of recipes/compare.py (arm, seed, split, success, and clocks); arms: arm -> its name in words, the method first.
-    The axis is a square root, since most of a climb is in the first tenth of a run.  Returns {arm: time to the level}."""
+    points: those of recipes/compare.py (arm, seed, split, success, and clocks); arms: arm -> its
+    name in words, the method first. The axis is a square root, since most of a climb is in the
+    first tenth of a run.  Returns {arm: time to the level}."""
     figure, axis = plt.subplots(figsize=(8, 4.5))
     times = {}
     for (arm, name), colour, line in zip(arms.items(), (BLUE, GREY, ORANGE, GREEN), ("-", "--", ":", "-.")):
@@ -151,7 +163,8 @@ def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
 def skills(rows, path, most=16):
     """Forest plot: what promoted a skill (its own pairs) and what it is worth (fresh games), 95 %.
 
-    rows: effects.jsonl of recipes/effects.py: condition, strategy, status, mean_delta, fresh, half, pairs, n_eval."""
+    rows: effects.jsonl of recipes/effects.py: condition, strategy, status, mean_delta, fresh,
+    half, pairs, n_eval."""
     rows = [row for row in rows if row.get("pairs")]
     rows = sorted(sorted(rows, key=lambda row: -row["n_eval"])[:most], key=lambda row: row["fresh"])
     figure, axis = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2))
@@ -171,9 +184,11 @@ def skills(rows, path, most=16):
 
 
 def strip(episodes, path, most=10):
-    """Episodes as rows of boxes, one a step: the action in words, the advantage as colour and number.
+    """Episodes as rows of boxes, one a step: the action in words, the advantage as colour and
+    number.
 
-    episodes: lines of trajectories.jsonl, of one group; those with more than `most` steps say how many are left out."""
+    episodes: lines of trajectories.jsonl, of one group; those with more than `most` steps say how
+    many are left out."""
     figure, axis = plt.subplots(figsize=(1.35 * most + 1.6, 0.95 * len(episodes) + 0.4))
     largest = max(abs(s["advantage"]) for r in episodes for s in r["steps"]) or 1.0
     colours = plt.get_cmap("PuOr")  # orange below zero, violet above: told apart by the colour-blind, too

@@ -69,12 +69,11 @@ def finite(value):
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def read_json(path):
+def read_json(path, fix="start anew with another --run, or delete that folder yourself"):
     """The object of a JSON file.  UserError where it is damaged."""
     try:
         return load_json(read_text(path))
     except ValueError as error:
-        fix = "start anew with another --run, or delete that folder yourself"
         raise UserError(f"{path} is damaged ({error}): {fix}") from None
 
 

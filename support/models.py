@@ -1,12 +1,15 @@
-"""Which models can be played and trained here: told before their weights are read, measured when they are loaded.
+"""Which models can be played and trained here: told before their weights are read, measured when
+they are loaded.
 
-    check_model       config, tokenizer and chat template: what cannot work is refused before any weights are read
+    check_model       config, tokenizer and chat template: what cannot work is refused before any
+                      weights are read
     load_model        the weights, all of them, without code of the model's own
     self_check        sampler, trainer and the model's own forward pass give the same log-probs
     check_saved       a folder whose weights were merged or cast gives the policy's log-probs
 
-and what the sampler and the policy have to know of a model besides its layers: `attention_masks`, `logits_of`, `context_of`, `render`,
-`opened_by`, `dropped_ids` and `without_control`.  docs/models.md has the list of models, each of which tests/test_models.py plays.
+and what the sampler and the policy have to know of a model besides its layers: `attention_masks`,
+`logits_of`, `context_of`, `render`, `opened_by`, `dropped_ids` and `without_control`.
+docs/models.md has the list of models, each of which tests/test_models.py plays.
 """
 
 import re
@@ -75,7 +78,8 @@ def check_model(name, args=None):
 
 
 def lacking(config):
-    """Why a model cannot be sampled with a KV cache of unequal rows, by its config; None where it can."""
+    """Why a model cannot be sampled with a KV cache of unequal rows, by its config; None where it
+    can."""
     if not hasattr(transformers, config.architectures[0]):
         return f"transformers {transformers.__version__} has no {config.architectures[0]}"
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
@@ -88,7 +92,8 @@ def lacking(config):
 def context_of(config):
     """Tokens of prompt and response that a model reads.
 
-    Where positions are encoded otherwise beyond a length (longrope), cached keys would be of the one
+    Where positions are encoded otherwise beyond a length (longrope), cached keys would be of the
+    one
     kind and new ones of the other: such a model reads no more than that length."""
     rope = getattr(config, "rope_parameters", None) or {}
     original = getattr(config, "original_max_position_embeddings", None)
@@ -113,14 +118,14 @@ def reason_of(error):
 # ---- chat templates ------------------------------------------------------------------------------
 
 
-# Today's date, which some templates show (Llama 3, SmolLM3), is always this one: a run that is continued
-# tomorrow, or the plain twin of a prompt, must not read another prompt.
+# Today's date, which some templates show (Llama 3, SmolLM3), is always this one: a run that is
+# continued tomorrow, or the plain twin of a prompt, must not read another prompt.
 TODAY = "{%- macro strftime_now(format) -%}01 Jan 2026{%- endmacro -%}"
 
 
 def render(tokenizer, text):
-    """A prompt as one user turn in the model's own template, as text.  Thinking modes (Qwen3, SmolLM3) are
-    off, since the prompt asks for its own, short <think> block."""
+    """A prompt as one user turn in the model's own template, as text.  Thinking modes (Qwen3,
+    SmolLM3) are off, since the prompt asks for its own, short <think> block."""
     turn, template = [{"role": "user", "content": text}], tokenizer.get_chat_template()
     more = {"enable_thinking": False} if "enable_thinking" in template else {}
     template = TODAY + template if "strftime_now" in template else template
@@ -139,8 +144,10 @@ def template_lacks(tokenizer):
 
 
 def opened_by(tokenizer):
-    """What a template writes of the answer itself: "<think>..." where it opens that block (models that
-    always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before responses."""
+    """What a template writes of the answer itself: "<think>..." where it opens that block (models
+    that
+    always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before
+    responses."""
     if not tokenizer.chat_template:
         return ""
     after = render(tokenizer, "a question").rpartition("a question")[2]
@@ -149,7 +156,8 @@ def opened_by(tokenizer):
 
 
 def dropped_ids(tokenizer):
-    """Ids of special tokens, which are no part of a chat model's text; the answer's tags always are."""
+    """Ids of special tokens, which are no part of a chat model's text; the answer's tags always
+    are."""
     added = tokenizer.added_tokens_decoder
     special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     return special - {id for id, token in added.items() if token.content.strip() in TAGS}
@@ -159,8 +167,8 @@ def without_control(tokenizer):
     """A function that leaves no control token in a prompt's text: what the tokenizer would read as
     one, such as <|im_end|>, gets a space after its first character.
 
-    Control tokens are all special ones, and added ones in brackets but the answer's tags.  Text that
-    people, models or files have written must not end a turn; only the template may."""
+    Control tokens are all special ones, and added ones in brackets but the answer's tags.  Text
+    that people, models or files have written must not end a turn; only the template may."""
     added = [token for token in tokenizer.added_tokens_decoder.values()]
     names = {token.content for token in added if token.special or token.content[:1] in "<["}
     names |= set(tokenizer.all_special_tokens)
@@ -246,8 +254,9 @@ def attention_masks(model, positions, length, dtype):
 
 # ---- is what we compute the model? ---------------------------------------------------------------
 
-# Mean differences of log-probs that rounding makes: measured 1e-5 in float32, up to 0.06 between two ways to
-# compute in bfloat16, up to 0.2 where weights are cast to it (tiny random models of all kinds, experts included)
+# Mean differences of log-probs that rounding makes: measured 1e-5 in float32, up to 0.06 between
+# two ways to compute in bfloat16, up to 0.2 where weights are cast to it (tiny random models of all
+# kinds, experts included)
 EXACT, ROUGH, CAST = 1e-3, 0.2, 0.5
 WINDOW = (
     64  # a longer sliding window is narrowed to that while the probe runs, so that 96 tokens do
@@ -298,8 +307,8 @@ def scored(policy, rows):
 
 @torch.no_grad()
 def self_check(policy, sampler=None):
-    """Mean differences of sampler's and trainer's log-probs to those of the model's own forward pass, on
-    the probe; UserError unless they are rounding.
+    """Mean differences of sampler's and trainer's log-probs to those of the model's own forward
+    pass, on the probe; UserError unless they are rounding.
 
     sampler: a fresh support.sampler.Sampler of two rows; None where another engine samples.
 
@@ -353,7 +362,8 @@ def exact(policy):
 
 @torch.no_grad()
 def check_saved(policy, folder):
-    """UserError unless the model in a folder gives the policy's log-probs.  Every process takes part.
+    """UserError unless the model in a folder gives the policy's log-probs.  Every process takes
+    part.
 
     For weights that were merged or cast on the way: what was forgotten there would be found by the
     next phase only, as a policy that has lost what it had learnt."""

@@ -62,7 +62,7 @@ def episode_metrics(records, max_response=512):
         "mean_steps": len(steps) / len(records),
         "env_steps": len(steps),
         "valid_rate": float(np.mean([step["valid"] for step in steps])),
-        "inadmissible_rate": float(np.mean([step["fails"] for step in steps])),
+        "inadmissible_rate": float(np.mean([step["inadmissible"] for step in steps])),
         "truncated": sum(step["truncated"] for step in steps),
         "cut_rate": float(np.mean([len(step["response_ids"]) >= max_response for step in steps])),
         "response_tokens": sum(len(step["response_ids"]) for step in steps),

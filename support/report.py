@@ -99,7 +99,7 @@ def dissect(group, mode, omega):
 
 def short(step):
     """A step as the page holds it."""
-    keep = ("t", "observation", "action", "response", "valid", "fails", "reward", "anchor", "anchor_size", "gate")
+    keep = ("t", "observation", "action", "response", "valid", "inadmissible", "reward", "anchor", "anchor_size", "gate")
     line = {key: step[key] for key in keep if key in step}
     numbers = ("Q", "q", "score", "mean_e", "std_e", "mean_q", "std_q", "episode_advantage", "step_advantage", "advantage", "weight")
     return line | {key: round(step[key], 4) for key in numbers if key in step}
@@ -193,8 +193,8 @@ def lives(skills, pairs, phases):
     history = defaultdict(list)
     for phase, pair in pairs:
         for name in pair["skill_ids"]:
-            u = history[name][-1][3] if history[name] else None
-            u = pair["delta"] if u is None else 0.8 * u + 0.2 * pair["delta"]
+            a = max(0.2, 1 / (len(history[name]) + 1))
+            u = (1 - a) * (history[name][-1][3] if history[name] else 0.0) + a * pair["delta"]
             history[name].append([phase, first.get(phase, 0) + pair["iteration"], pair["delta"], round(u, 4), pair["group_id"]])
     rows = []
     for skill in skills:
@@ -204,16 +204,20 @@ def lives(skills, pairs, phases):
     return sorted(rows, key=lambda row: (order.index(row["status"]) if row["status"] in order else 3, -len(row["pairs"]), row["skill_id"]))
 
 
+ENDS = {
+    "hurts": "retired: with it success was lower",
+    "absorbed": "retired: the plain prompt has caught up, what it said is in the weights",
+    "no effect shown": "retired: no effect could be shown",
+}
+
+
 def why(skill):
     if skill["status"] == "active":
-        return "its pairs have raised success"
+        effect = skill.get("effect")
+        return "promoted: it helps" + ("" if not effect else " {:+.2f} [{:+.2f}, {:+.2f}]".format(*effect))
     if skill["status"] == "candidate":
         return "not tried by enough pairs yet"
-    if skill.get("neg_streak"):
-        deltas = skill.get("deltas", [])
-        caught_up = len(deltas) > 8 and np.mean(deltas[:4]) > 0.1
-        return "the plain prompt has caught up: what it said is in the weights" if caught_up else "it does harm: its utility stayed below 0"
-    return "it was tried often enough and never helped enough"
+    return ENDS.get(skill.get("reason"), f"retired: {skill.get('reason') or 'its utility stayed below zero'}")
 
 
 def own_and_fresh(skills, fresh):

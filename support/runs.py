@@ -110,7 +110,7 @@ def skills_of(phase_folder):
     what it wrote."""
     folder = Path(phase_folder)
     path = folder / "skills.jsonl"
-    known = read_json(folder / "done").get("fingerprints", {}).get("skills")
+    known = read_json(folder / "done", redo(folder)).get("fingerprints", {}).get("skills")
     if known and path.is_file() and fingerprint(path) != known:
         own = "copy your own skills elsewhere and name them with --skills"
         raise UserError(f"{path} is not what the phase wrote: {own}, or {redo(folder)}")

@@ -6,7 +6,7 @@
     draw, pick         a token per row from its logits and a random number of the row's own stream
 
 The other engine is vllm_engine.py.  Both give sampled ids with their log-probs; here these are of
-the very distribution that the trainer uses, masked to what was possible (`masked_log_softmax`).
+the very distribution that the trainer uses, masked to what was possible (softmax.py).
 What is as large as the vocabulary stays on the device: per position a random number a row goes
 there, and a token and its log-prob a row come back, in one transfer.
 """
@@ -20,19 +20,6 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from support.models import attention_masks
-
-
-def masked_log_softmax(logits, allowed):
-    """(N, V) log-probs among the allowed tokens.  allowed: per row a list of ids, None for all."""
-    if all(ids is None for ids in allowed):
-        return F.log_softmax(logits, -1)
-    mask = torch.zeros_like(logits, dtype=torch.bool)
-    rows = [n for n, ids in enumerate(allowed) for _ in (ids or [])]
-    mask[rows, [token for ids in allowed for token in (ids or [])]] = True
-    free = [n for n, ids in enumerate(allowed) if ids is None]
-    mask[free] = True
-    # finite, so that 0 * log 0 = 0 in the entropy
-    return F.log_softmax(logits.masked_fill(~mask, -1e9), -1)
 
 
 # ---- a token per row -----------------------------------------------------------------------------

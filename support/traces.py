@@ -81,8 +81,9 @@ def step_line(policy, s, plain_ids, anchor, before, entropy, after):
     if plain_ids != s["prompt_ids"]:
         line["plain"] = policy.decode(plain_ids)
     first, last = action_span(s["response"], policy.style)
-    spans = zip([0, *map(len, pieces)], map(len, pieces))
-    line["M"] = [int(bool(s.get("gate")) and s["valid"] and a < last and b > first) for a, b in spans]
+    spans = zip(s["response_ids"], [0, *map(len, pieces)], map(len, pieces))
+    is_open = s.get("gate") and s["valid"]
+    line["M"] = [int(bool(is_open and a < last and b > first and token not in policy.dropped)) for token, a, b in spans]
     line["w"] = round(s.get("weight", 0.0), 4)
     values = {"sampled": s["logprobs"], "before": before, "after": after, "entropy": entropy}
     return line | {name: [round(x, 4) for x in many] for name, many in values.items()}

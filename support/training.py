@@ -1,6 +1,7 @@
-"""How an update's arithmetic is spread over threads, processes and memory.  Nothing here changes a result.
+"""How an update's arithmetic is spread over threads, processes and memory.  Changes no result.
 
-    updating       what large models need around an update: recomputed activations, a sampler that sleeps
+    updating       what large models need around an update: recomputed activations, a sampler asleep
+    choose_room    how many tokens a micro-batch has, where nobody said: as many as memory holds
     backward       the gradient of a mini-batch, summed over its micro-batches
     old_logprobs   pi_old by the training model before its first step, and the gap to the sampler
     token_means    sums over all processes become the metrics
@@ -16,15 +17,19 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from envs import UserError
-from support import large, parallel
+from support import large, memory, packing, parallel
 
 # what a metric is a mean over; a metric not named here is one over the response tokens under RL
-PER = {"clip_fraction": "choices", "dual_clip_fraction": "choices", "logprob_change": "choices", "l_int": "taught"}
+PER = {
+    "clip_fraction": "choices", "dual_clip_fraction": "choices", "logprob_change": "choices",
+    "l_int": "taught",
+}  # fmt: skip
 
 
 @contextmanager
 def updating(policy, checkpointing):
-    """Activations are computed again in the backward pass where asked for, and vLLM gives its memory back."""
+    """Activations are computed again in the backward pass where asked for, and vLLM gives its
+    memory back."""
     large.recompute(policy, checkpointing)
     if policy.engine:
         policy.engine.sleep()
@@ -32,43 +37,83 @@ def updating(policy, checkpointing):
     large.recompute(policy, False)
 
 
-@contextmanager
-def memory_for(part):
-    """UserError with what to lower where the memory does not hold a micro-batch."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        b, t = len(part), len(part[0].ids)
-        less = f"--micro-batch-tokens to {b * t // 2}" if b > 1 else "--max-prompt, or add --gradient-checkpointing"
-        raise UserError(f"out of memory with a micro-batch of {b} x {t} tokens: lower {less}") from None
+# ---- micro-batches that memory holds -------------------------------------------------------------
 
 
-def backward(policy, loss_of, parts, threads=1):
-    """Sums the gradients of loss_of(part) over micro-batches into the parameters' .grad; returns the sums of what it reports.
+def choose_room(policy, optimizer, batches, asked, checkpointing):
+    """Sets policy.room, the padded tokens of a micro-batch: as asked; else, before the first update
+    on a GPU, what memory.py estimates for the memory that is free.  Never what was too much.
 
-    parts: pairs (micro-batch, counts) of parallel.own_part, this process's share.  loss_of: a micro-batch -> (loss, sums).
-    On a CPU `threads` share the micro-batches; the gradients are added in order, so that the result does not depend on who is first."""
+    batches: sequences by mini-batch."""
+    sequences = [sequence for batch in batches for sequence in batch]
+    if asked or policy.device == "cpu":
+        policy.room = min(asked or 8192, policy.room_limit)
+    elif policy.room is None and sequences:
+        free, _ = torch.cuda.mem_get_info(policy.device)
+        free += torch.cuda.memory_reserved(policy.device)  # of which torch may use the rest
+        free -= torch.cuda.memory_allocated(policy.device)
+        fits = memory.free_tokens(policy, optimizer, sequences, checkpointing, free)
+        policy.room = min(parallel.gather(fits))  # all processes cut alike
+        print(f"micro-batches of {policy.room:,} tokens, for {free / 1e9:.1f} GB of free memory")
+
+
+def in_micro_batches(policy, sequences, work):
+    """work(parts) of this process's share of the micro-batches, pairs as of parallel.own_part.
+
+    Where memory runs out: again with half the tokens, as work has left nothing behind; UserError
+    where that is not possible."""
+    while True:
+        parts = parallel.own_part(list(packing.micro_batches(sequences, policy.room)))
+        try:
+            with parallel.apart():
+                return work(parts)
+        except torch.OutOfMemoryError:
+            pass  # behind this block, where the exception's frames no longer hold tensors
+        tokens, rows = max((len(part) * len(part[0].ids), len(part)) for part, _ in parts)
+        found = f"out of memory with a micro-batch of {rows} x {tokens // rows} tokens"
+        if max(len(part) for part, _ in parts) == 1:
+            raise UserError(f"{found}: lower --max-prompt, or add --gradient-checkpointing")
+        if parallel.world() > 1:  # the others are waiting for what this process did not do
+            raise UserError(f"{found}: lower --micro-batch-tokens to {tokens // 2}")
+        policy.room_limit = policy.room = tokens // 2
+        print(f"{found}: going on with --micro-batch-tokens {policy.room}")
+        for p in large.trained(policy):
+            p.grad = None
+        if policy.device != "cpu":
+            torch.cuda.empty_cache()
+
+
+def backward(policy, loss_of, sequences, threads=1):
+    """Sums the gradients of loss_of over micro-batches of the sequences into the parameters' .grad;
+    returns the sums of what it reports.
+
+    loss_of: a micro-batch -> (loss, sums).  On a CPU `threads` share the micro-batches; gradients
+    are added in order, so that the result does not depend on who is first."""
     parameters = large.trained(policy)
     shared = policy.device == "cpu" and not parallel.sharded() and not policy.lora
 
     def gradients(turn):
         part, counts = turn
-        with memory_for(part):
-            loss, sums = loss_of(part)
-            sums = sums if counts else {}
-            if shared:
-                return torch.autograd.grad(loss * counts, parameters), sums
-            scale = parallel.world() if parallel.sharded() else 1  # FSDP2 takes the mean over processes, not the sum
-            (loss * counts * scale).backward()
+        loss, sums = loss_of(part)
+        sums = sums if counts else {}
+        if shared:
+            return torch.autograd.grad(loss * counts, parameters), sums
+        # FSDP2 takes the mean over processes, not the sum
+        scale = parallel.world() if parallel.sharded() else 1
+        (loss * counts * scale).backward()
         return (), sums
 
-    total = Counter()
-    with ThreadPoolExecutor(threads) as pool, parallel.apart():
-        for grads, sums in pool.map(gradients, parts) if shared else map(gradients, parts):
-            for p, grad in zip(parameters, grads):
-                p.grad = grad if p.grad is None else p.grad.add_(grad)
-            total.update(sums)
-    if parts:
+    def work(parts):
+        total = Counter()
+        with ThreadPoolExecutor(threads) as pool:
+            for grads, sums in pool.map(gradients, parts) if shared else map(gradients, parts):
+                for p, grad in zip(parameters, grads):
+                    p.grad = grad if p.grad is None else p.grad.add_(grad)
+                total.update(sums)
+        return total
+
+    total = in_micro_batches(policy, sequences, work)
+    if sequences:
         parallel.sum_gradients(parameters)
     return total
 
@@ -76,29 +121,39 @@ def backward(policy, loss_of, parts, threads=1):
 TIS_CAP = 2.0  # largest importance weight of a token
 
 
-def old_logprobs(logprobs_of, parts):
-    """(9) pi_old by the training model, before the first step; returns what the gap to the sampler's log-probs is.
+def old_logprobs(policy, batches, temperature):
+    """(9) pi_old by the training model, before the first step; returns the gap to the sampler.
 
-    Sampler and trainer compute the same policy by other kernels, so tokens come from slightly another one than pi_old.  Truncated
-    importance sampling (Ionides 2008) corrects it: the policy gradient's token losses are multiplied by min(pi_old / pi_sampler, cap).
-    logprobs_of: a micro-batch -> its targets' log-probs (N,).  parts: pairs (micro-batch, counts)."""
-    gap = Counter()
-    with torch.no_grad(), parallel.apart():
-        for part, counts in parts:
-            with memory_for(part):
-                old = iter(logprobs_of(part).tolist())
-            for s in part if counts else ():
-                sampled, s.old_logprobs = s.old_logprobs, [next(old) for _ in s.positions]
-                ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.old_logprobs, sampled)]
-                s.tis_weights = [min(ratio, TIS_CAP) for ratio in ratios]
-                gaps = [abs(a - b) for a, b, rl in zip(s.old_logprobs, sampled, s.rl) if rl]
-                gap.update(gap=sum(gaps), gap_ratio=sum(r for r, rl in zip(ratios, s.rl) if rl), gap_tokens=len(gaps))
-                gap["gap_max"] = max([gap["gap_max"], *gaps])
+    Sampler and trainer compute the same policy by other kernels, so tokens come from slightly
+    another one than pi_old.  Truncated importance sampling (Ionides 2008) corrects it: the policy
+    gradient's token losses are multiplied by min(pi_old / pi_sampler, cap).  batches: sequences by
+    mini-batch."""
+
+    def work(parts):
+        # processes run all of theirs together, also those that are there to make up the number
+        found = [(part, counts, policy.logprobs(part, temperature)[0]) for part, counts in parts]
+        return [(part, logprobs.tolist()) for part, counts, logprobs in found if counts]
+
+    done, gap = [], Counter()
+    with torch.no_grad():
+        for sequences in batches:
+            done += in_micro_batches(policy, sequences, work)
+    for part, old in done:
+        old = iter(old)
+        for s in part:
+            sampled, s.old_logprobs = s.old_logprobs, [next(old) for _ in s.positions]
+            ratios = [math.exp(min(20.0, a - b)) for a, b in zip(s.old_logprobs, sampled)]
+            s.tis_weights = [min(ratio, TIS_CAP) for ratio in ratios]
+            gaps = [abs(a - b) for a, b, rl in zip(s.old_logprobs, sampled, s.rl) if rl]
+            gap["gap"] += sum(gaps)
+            gap["gap_ratio"] += sum(r for r, rl in zip(ratios, s.rl) if rl)
+            gap["gap_tokens"] += len(gaps)
+            gap["gap_max"] = max([gap["gap_max"], *gaps])
     return gap
 
 
 def token_means(total, steps):
-    """The metrics of an update.  total: sums of this process; steps: sums that all processes have alike."""
+    """The metrics of an update.  total: sums of this process; steps: sums that all have alike."""
     everyone = parallel.gather(total)
     total = Counter(steps)
     for one in everyone:
@@ -108,7 +163,8 @@ def token_means(total, steps):
         metrics["sampler_gap"] = total["gap"] / total["gap_tokens"]
         metrics["sampler_gap_max"] = max(one["gap_max"] for one in everyone)
         metrics["sampler_ratio"] = total["gap_ratio"] / total["gap_tokens"]
-    bookkeeping = ("gap", "gap_max", "gap_ratio", "gap_tokens", "tokens", "choices", "taught", "update_tokens", "grad_norm", "steps")
+    bookkeeping = {"gap", "gap_max", "gap_ratio", "gap_tokens", "tokens", "choices", "taught"}
+    bookkeeping |= {"update_tokens", "grad_norm", "steps"}
     for name in total:
         if name not in bookkeeping:
             metrics[name] = total[name] / max(1, total[PER.get(name, "tokens")])
@@ -119,8 +175,8 @@ def token_means(total, steps):
 
 
 def in_chunks(score, size, hidden, tokens, allowed):
-    """score(hidden, tokens, allowed) -> (logprobs, entropies), each (N,).  Logits of more than `size` targets do not exist at once:
-    they are computed in parts, and again in the backward pass."""
+    """score(hidden, tokens, allowed) -> (logprobs, entropies), each (N,).  Logits of more than
+    `size` targets do not exist at once: they are computed in parts, again in the backward pass."""
     if len(tokens) <= size:
         return score(hidden, tokens, allowed)
     logprobs, entropies = [], []
@@ -138,7 +194,8 @@ def sampling_options(args):
 
 
 def update_options(args, env):
-    """What common.update is told.  A stand-in's mini-batch is 24 full episodes: as many optimizer steps where episodes are short."""
+    """What common.update is told.  A stand-in's mini-batch is 24 full episodes: as many optimizer
+    steps where episodes are short."""
     return dict(
         mini_batch_rows=args.mini_batch_rows or 24 * env.max_steps,
         micro_batch_tokens=args.micro_batch_tokens,
@@ -148,7 +205,8 @@ def update_options(args, env):
 
 
 def in_threads(play, parts, threads):
-    """play(part) -> records, for all parts of the episodes, in their order.  UserError where memory runs out."""
+    """play(part) -> records, for all parts of the episodes, in their order.  UserError where memory
+    runs out."""
     with ThreadPoolExecutor(threads) as pool:
         try:
             return [record for records in pool.map(play, parts) for record in records]

@@ -20,7 +20,8 @@ from support.files import rng
 from support.models import check_model
 from support.packing import merge_prefixes, micro_batches
 from support.records import for_file
-from support.sampler import Sampler, masked_log_softmax
+from support.sampler import Sampler
+from support.softmax import token_logprobs
 
 
 def episode(group, rewards, anchors, valid=None):
@@ -190,8 +191,9 @@ def test_only_gated_action_tokens_of_a_twin_get_a_gradient(policy, records):
 def test_tokens_that_are_not_allowed_get_exactly_no_gradient(policy, records):
     sequence = merge_prefixes(rows_of(records)[:1])[0]
     hidden = torch.randn(len(sequence.positions), len(policy.tokenizer), requires_grad=True)
-    logp = masked_log_softmax(hidden, sequence.allowed)
-    logp[torch.arange(len(hidden)), [ids[0] for ids in sequence.allowed]].sum().backward()
+    tokens = torch.tensor([ids[0] for ids in sequence.allowed])
+    logp, entropy = token_logprobs(hidden, tokens, sequence.allowed)
+    (logp + entropy).sum().backward()
     mask = torch.ones_like(hidden, dtype=torch.bool)
     for n, ids in enumerate(sequence.allowed):
         mask[n, ids] = False

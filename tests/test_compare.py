@@ -1,4 +1,4 @@
-"""recipes/compare.py: clocks, budgets, intervals by hand; example.py.  pytest tests/test_compare.py"""
+"""recipes/compare.py: clocks, budgets and intervals by hand.      pytest tests/test_compare.py"""
 
 import argparse
 import json

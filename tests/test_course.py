@@ -3,8 +3,6 @@
     pytest -q tests/test_course.py -m "not slow"
 """
 
-from argparse import Namespace
-
 import nbformat
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import torch
 
 import common
 import distill
+import mine
 from course import build
 
 HERE = build.HERE
@@ -77,26 +76,23 @@ def agree(cells):
 
     # (14)
     records = [record_of(e, env) for e in episodes]
-    theirs = {pair["group_id"]: pair["delta"] for pair in common.pair_effects(records, {e["group"]: [skill] for e in episodes})}
+    theirs = {pair["group_id"]: pair["delta"] for pair in mine.pair_effects(records, {e["group"]: [skill] for e in episodes})}
     assert effects == pytest.approx(theirs) and len(effects) == 6
 
     # (15), (16)
-    args = Namespace(ema=0.2, n_eval=3, tau_act=0.05, retire_after=3, promote_z=0.0)
     for seed in range(20):
-        ours = skill | {"deltas": [], "status": "candidate", "negative": 0}
-        theirs = {"deltas": [], "status": "candidate", "neg_streak": 0, "utility": 0.0, "n_eval": 0}
+        ours = skill | {"deltas": [], "status": "candidate", "negative": 0, "utility": 0.0}
+        theirs = {"deltas": [], "plain": [], "status": "candidate", "neg_streak": 0, "utility": 0.0, "n_eval": 0}
         for k, delta in enumerate(np.random.default_rng(seed).choice([-0.5, -0.25, 0, 0.25, 0.5], 12)):
             cells["credit"](ours, delta)
-            common.credit(theirs, delta, k, args)
+            mine.credit(theirs, {"delta": delta, "s_base": [0, 1]}, k, n_eval=3)
             assert ours["utility"] == pytest.approx(theirs["utility"]) and ours["status"] == theirs["status"]
 
     # (17), (18): gate and weight of every token
     for record, e in zip(records, episodes):
-        for s, mine in zip(record["steps"], e["steps"]):
-            s["advantage"] = mine["A"]
-    twins = distill.plain_twins(
-        Words(cells), env, records, theirs_of(records, effects), Namespace(w_max=2.0, without=(), adv_mode="mean_std_norm")
-    )
+        for s, step in zip(record["steps"], e["steps"]):
+            s["advantage"] = step["A"]
+    twins, _ = distill.plain_twins(Words(cells), env, records, effects)
     taught = [s for e in episodes for s in e["steps"] if e["skill"] and effects[e["group"]] > 0]
     assert [row.prompt_ids for row in twins] == [s["plain"] for s in taught]
     assert [row.weights for row in twins] == [[m * s["w"] for m in s["M"]] for s in taught]
@@ -109,11 +105,14 @@ def agree(cells):
             ours = cells["internalisation_loss"](policy, taught).item()
             logp, _ = cells["logprobs"](policy, [s["plain"] for s in taught], [s["response"] for s in taught])
         total = sum(m * s["w"] * logp[i, j].item() for i, s in enumerate(taught) for j, m in enumerate(s["M"]))
-        assert ours == pytest.approx(-total / sum(sum(s["M"]) for s in taught), abs=1e-5)
-
-
-def theirs_of(records, effects):
-    return {record["group_id"]: effects[record["group_id"]] for record in records}
+        n_taught = sum(sum(s["M"]) for s in taught)
+        assert ours == pytest.approx(-total / n_taught, abs=1e-5)
+        weights = torch.tensor([m * s["w"] for s in taught for m in s["M"]])
+        flat = torch.stack([logp[i, j] for i, s in enumerate(taught) for j in range(len(s["M"]))])
+        zero = torch.zeros_like(flat)
+        tokens = common.Tokens(flat, flat.detach(), zero, zero, weights, zero, zero)
+        tokens.n_tokens, tokens.n_taught = 1, n_taught
+        assert distill.siri_loss(tokens, lam=1.0, entropy_coef=0.0)[0].item() == pytest.approx(ours, abs=1e-5)
 
 
 def record_of(e, env):
@@ -131,10 +130,34 @@ def record_of(e, env):
 class Words:
     """The notebook's words in the form in which the project's functions ask for them."""
 
-    style = "compact"
+    style, dropped = "compact", ()
 
     def __init__(self, cells):
         self.encode, self.decode = cells["encode"], cells["decode"]
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         return self.encode(env.prompt(task, history, step, skills, "compact")), False
+
+
+# ---- chapters ----
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory, model_folder):
+    """The folder in which chapters run at a tiny budget: they share the small run that the first of them makes."""
+    folder = tmp_path_factory.mktemp("classroom")
+    variables = {"COURSE_BUDGET": "tiny", "COURSE_FOLDER": str(folder), "COURSE_MODEL": str(model_folder), "MPLBACKEND": "agg"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("ALFWORLD_DATA", raising=False)
+        yield folder
+
+
+CHAPTERS = [path for path in build.sources() if path.stem[0].isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_runs_from_its_first_cell_to_its_last(source, classroom):
+    build.execute(build.notebook(source))

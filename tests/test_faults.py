@@ -314,7 +314,7 @@ COUNTS = {
     "warmup": "groups group-size iterations save-every threads max-steps max-prompt max-response rollout-batch mini-batch-rows "
     "micro-batch-tokens window",
     "mine": "mine-every n-eval groups group-size",
-    "distill": "show n-eval groups group-size",
+    "distill": "n-eval groups group-size",
     "evaluate": "show repetitions games threads",
 }
 
@@ -1155,7 +1155,7 @@ def test_a_class_of_ones_own_that_raises_is_told_in_one_line(monkeypatch, tmp_pa
 
 def steps_of(n, length, valid):
     return [
-        {"valid": valid, "fails": False, "truncated": False, "response_ids": [1] * length}
+        {"valid": valid, "inadmissible": False, "truncated": False, "response_ids": [1] * length}
         for _ in range(n)
     ]
 

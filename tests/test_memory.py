@@ -2,6 +2,7 @@
 
 pytest tests/test_memory.py"""
 
+import re
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ import warmup
 from common import Play, Policy, assign_advantages, rollout, rows_of
 from envs import UserError
 from envs.alfworld import AlfWorld
-from support import cli, large, sampler, training
+from support import cli, large, memory, sampler, softmax, training
 from support.packing import merge_prefixes
 from tests.conftest import arguments, run_main
 from tests.toy import Doors
@@ -149,18 +150,87 @@ def stops_at(n, function):
     return stopping
 
 
-def test_out_of_memory_says_which_argument_to_lower_and_to_what(chat_folder, records, monkeypatch):
+def test_log_probs_entropies_and_their_gradients_are_those_of_autograd(monkeypatch):
+    monkeypatch.setattr(softmax, "_slices", lambda logits: [slice(0, 3), slice(3, 99)])
+    logits = torch.randn(6, 9, dtype=torch.float64, requires_grad=True)
+    tokens, allowed = torch.tensor([1, 2, 3, 0, 8, 4]), [None, [2, 5], None, None, [0, 7, 8], [4]]
+    logprobs, entropy = softmax.token_logprobs(logits, tokens, allowed)
+    plain = softmax.masked(logits, allowed).log_softmax(-1)
+    assert torch.allclose(logprobs, plain.gather(1, tokens[:, None])[:, 0])
+    assert torch.allclose(entropy, -(plain.exp() * plain).sum(-1))
+    one_of = [None] * 6
+    assert torch.autograd.gradcheck(lambda z: softmax.token_logprobs(z, tokens, one_of), logits)
+    weights = torch.randn(2, 6, dtype=torch.float64)
+    ours = torch.autograd.grad((weights[0] * logprobs + weights[1] * entropy).sum(), logits)[0]
+    by_hand = weights[0] * plain.gather(1, tokens[:, None])[:, 0]
+    by_hand = by_hand - weights[1] * (plain.exp() * plain).sum(-1)
+    assert torch.allclose(ours, torch.autograd.grad(by_hand.sum(), logits)[0], atol=1e-12)
+
+
+def test_the_micro_batch_follows_from_free_memory_and_what_the_first_step_will_take(
+    chat_folder, records, monkeypatch, capsys
+):
+    policy = Policy(chat_folder)
+    sequences = merge_prefixes(rows_of(records))
+    longest = max(len(s.ids) for s in sequences)
+    weights = 16 * sum(p.numel() for p in policy.model.parameters())
+    sizes = [
+        memory.free_tokens(policy, sgd(policy), sequences, False, free)
+        for free in (weights, weights + 10**8, weights + 10**9)
+    ]
+    assert longest == sizes[0] < sizes[1] < sizes[2]
+    assert memory.free_tokens(policy, sgd(policy), sequences, True, weights + 10**8) > sizes[1]
+
+    free = weights + 10**8
+    policy.device = "cuda"
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 5, 80 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    training.choose_room(policy, sgd(policy), [sequences], None, False)
+    assert policy.room == sizes[1]
+    assert f"micro-batches of {sizes[1]:,} tokens" in capsys.readouterr().out
+    training.choose_room(policy, sgd(policy), [sequences], 700, False)
+    assert policy.room == 700
+
+
+def test_micro_batches_are_halved_where_memory_runs_out_and_the_gradient_is_the_same(
+    chat_folder, records, monkeypatch, capsys
+):
+    policy, sizes = Policy(chat_folder), []
+    expected, _ = gradient(Policy(chat_folder), records)
+    longest = max(len(s.ids) for s in merge_prefixes(rows_of(records)))
+    plain = Policy.score_tokens
+
+    def score(self, ids, *asked):
+        sizes.append(ids.numel())
+        if ids.numel() > 2 * longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, ids, *asked)
+
+    monkeypatch.setattr(Policy, "score_tokens", score)
+    for asked in (8 * longest, None):  # the second update knows: it does not try again
+        found, _ = gradient(policy, records, micro_batch_tokens=asked, recompute_old=True)
+        assert torch.allclose(found, expected, atol=1e-6)
+    printed = capsys.readouterr().out
+    assert "out of memory with a micro-batch of 8 x" in printed
+    assert printed.count("going on with --micro-batch-tokens") == sum(n > 2 * longest for n in sizes)
+    assert policy.room <= 2 * longest
+
+
+def test_out_of_memory_says_which_argument_to_lower_and_to_what(
+    chat_folder, records, monkeypatch, capsys
+):
     policy = Policy(chat_folder)
     longest = max(len(s.ids) for s in merge_prefixes(rows_of(records)))
 
-    def score(*asked, **more):
+    def score(*asked):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     policy.logprobs = score
-    with pytest.raises(UserError, match=rf"micro-batch of 2 x {longest} tokens: lower --micro-batch-tokens to {longest}"):
-        gradient(policy, records, micro_batch_tokens=2 * longest)
     with pytest.raises(UserError, match="micro-batch of 1 .* add --gradient-checkpointing"):
-        gradient(policy, records, micro_batch_tokens=1)
+        gradient(policy, records, micro_batch_tokens=2 * longest)
+    found = capsys.readouterr().out
+    assert re.search(r"micro-batch of [23] x \d+ tokens: going on with --micro-batch-tokens \d+", found)
     monkeypatch.setattr(sampler.Sampler, "feed", score)
     env = AlfWorld(houses=True, max_steps=2)
     with pytest.raises(UserError, match="out of memory with 4 episodes at a time: lower --rollout-batch to 2"):

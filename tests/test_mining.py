@@ -168,7 +168,7 @@ def test_the_console_tells_how_sure_a_promotion_is_and_why_a_skill_ended(capsys)
         line = pair(delta) | {"group_id": "g"}
         mine.credit_all([line], {"g": [one]}, 3, N_EVAL)
     out = capsys.readouterr().out
-    assert "+ helps +0.50 [+0.10, +0.90], 4 pairs: when you heat something" in out
+    assert "+ promoted +0.50 [+0.10, +0.90], 4 pairs: when you heat something" in out
     assert "- hurts, " in out and max(map(len, out.splitlines())) <= 100
 
 

