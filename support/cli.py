@@ -88,6 +88,10 @@ def run_script(main):
         if rank == 0 or parallel.alone:  # most are found by all processes, and told by one
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as broken:  # a gradient or logits that are no numbers any more
+        back = "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         gone = re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error))
         if parallel.world() == 1 or not gone:
