@@ -251,7 +251,8 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     # (15) u <- (1 - a) u + a D.  A constant a would leave .51 of four pairs' weight to the first of
     # them; with 1 / n until that is smaller the first five weigh alike
     a = max(ema, 1 / skill["n_eval"])
-    skill["utility"] = (1 - a) * skill["utility"] + a * pair["delta"]
+    # (rounded, or a mean of zero may come out as -1e-17 and count as negative)
+    skill["utility"] = round((1 - a) * skill["utility"] + a * pair["delta"], 6)
     # updates in a row after which the skill looked harmful
     skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
     skill["updated_iter"] = k

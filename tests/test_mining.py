@@ -146,6 +146,10 @@ def test_the_first_pairs_weigh_alike():
     assert lived([0.5] * 9 + [-0.5])["utility"] == pytest.approx(0.3)
 
 
+def test_pairs_that_add_up_to_nothing_are_not_negative():
+    assert lived([-0.25, 0.0, 0.25, 0.0])["neg_streak"] == 0
+
+
 def test_a_promoted_skill_says_how_sure_its_effect_is():
     mean, low, high = lived([0.75, 0.25, 0.5, 0.5])["effect"]
     assert mean == 0.5 and low < mean < high <= 1
