@@ -89,7 +89,9 @@ def run_script(main):
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as broken:  # a gradient or logits that are no numbers any more
-        back = "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        back = (
+            "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        )
         print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:

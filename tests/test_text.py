@@ -108,7 +108,8 @@ GOOD = {"title": "t", "condition": "it is hot", "strategy": "use the fridge"}
     "answer",
     [
         json.dumps(GOOD), f"<think>{{a}} or {{b: 1}}</think>\n{json.dumps(GOOD)}", f"```json\n{json.dumps(GOOD, indent=1)}\n```",
-        f"<think>\n\n</think>\n\nSure: {json.dumps(GOOD)} and so on", f"thoughts without begin {{}} </think>{json.dumps(GOOD)}",
+        f"<think>\n\n</think>\n\nSure: {json.dumps(GOOD)} and so on", "thoughts without begin "
+                                                                      f"{{}} </think>{json.dumps(GOOD)}",
     ],
 )  # fmt: skip
 def test_the_json_after_the_thought_is_the_skill(answer):
@@ -120,7 +121,8 @@ def test_the_json_after_the_thought_is_the_skill(answer):
     [
         ("", "no JSON object"), ("<think>" + json.dumps(GOOD), "unfinished thought"), ("<think>{a}</think> none", "no JSON object"),
         ('{"title": ', "broken JSON"), ('{"a":' * 100_000, "broken JSON"), ('{"a":' + "[" * 100_000, "broken JSON"),
-        ('{"title": ' + "9" * 10_000 + "}", "broken JSON"), ('{"title": NaN, "condition": "c", "strategy": "s"}', "missing field"),
+        ('{"title": ' + "9" * 10_000 + "}", "broken JSON"), ('{"title": NaN, "condition": "c", '
+                                                             '"strategy": "s"}', "missing field"),
         ("{}", "missing field"), ('{"title": null, "condition": [], "strategy": {}}', "missing field"), ("{a}", "broken JSON"),
         ('{"title": "\x00', "broken JSON"),
     ],
