@@ -88,7 +88,8 @@ out, *runs = sys.argv[1:]
 rows = [of_run(run) for run in runs]
 Path(out).write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 shown = [
-    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs", "groups", "plain though a skill fitted",
+    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs",
+    "groups", "plain though a skill fitted",
     "mean effect of promoted", "env steps", "seconds",
 ]  # fmt: skip
 lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
