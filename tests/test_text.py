@@ -112,8 +112,9 @@ GOOD = {"title": "t", "condition": "it is hot", "strategy": "use the fridge"}
     [
         json.dumps(GOOD), f"<think>{{a}} or {{b: 1}}</think>\n{json.dumps(GOOD)}",
         f"```json\n{json.dumps(GOOD, indent=1)}\n```",
-        f"<think>\n\n</think>\n\nSure: {json.dumps(GOOD)} and so on", "thoughts without begin "
-                                                                      f"{{}} </think>{json.dumps(GOOD)}",
+        f"<think>\n\n</think>\n\nSure: {json.dumps(GOOD)} and so on",
+        "thoughts without begin "
+        f"{{}} </think>{json.dumps(GOOD)}",
     ],
 )  # fmt: skip
 def test_the_json_after_the_thought_is_the_skill(answer):
