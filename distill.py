@@ -38,7 +38,8 @@ from envs import Step, UserError, action_span
 from mine import credit_all, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, text, whole
 from support.files import rng, skills_file, write_jsonl
-from support.runs import Run, finished_phase, policy_folder, skills_of
+from support.phases import finished_phase, policy_folder, skills_of
+from support.runs import Run
 from support.traces import traced
 from support.training import sampling_options, update_options
 
@@ -175,6 +176,7 @@ def main():
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = finished_phase(args.source or f"runs/{args.run}/mine")
     path = args.skills or skills_of(source)  # the bank: mining's, or any file of such lines
     state = {"bank": skills_file(path, args.env)}  # a checkpoint keeps it

@@ -33,9 +33,10 @@ from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, skills_file, write_atomically, write_jsonl
 from support.intervals import by_game, interval, paired_difference
 from support.models import check_model
+from support.phases import begun_with, check_sources, mark, policy_folder, skills_of
 from support.report import write_report
 from support.results import open_folder
-from support.runs import begun_with, check_sources, mark, policy_folder, release, skills_of
+from support.runs import release
 from support.training import sampling_options
 
 GREEDY = 1e-4  # a temperature at which only the likeliest token is left

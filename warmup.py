@@ -84,6 +84,7 @@ def main():
     args = parse_args(parser, first=True)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)  # without the held-out ones
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = args.source or args.model  # also the reference of the KL term
     state = {"wins": []}  # successes per iteration; a checkpoint keeps it
     # the folder runs/NAME/warmup: begun, or gone on with after an interruption

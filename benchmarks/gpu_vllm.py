@@ -1,16 +1,18 @@
-"""What benchmarks/gpu_vllm.sh runs: parts that each take one process.  Prints one JSON line for each finding.
+"""What benchmarks/gpu_vllm.sh runs: parts that each take one process.  Prints one JSON line for
+each finding.
 
-    python benchmarks/gpu_vllm.py --part all --model runs/smollm2
-    python benchmarks/gpu_vllm.py --part all --model FOLDER --device cpu --dtype float32    tries it out
+python benchmarks/gpu_vllm.py --part all --model runs/smollm2
+python benchmarks/gpu_vllm.py --part all --model FOLDER --device cpu --dtype float32    tries it out
 
-    phase       warmup, mine, distill, two iterations each, in worlds that hand out wins (tests/generous.py)
-                and evaluate; gap: mean and largest difference of trainer's and sampler's log-probs
-    probe       after every sync: what engine and policy say to the same 64 tokens
-    skipped     whether a sync that is left out is noticed
-    sleep       memory that sleep gives back, seconds of sleep and wake
-    samplers    sampled tokens/s of vLLM and of transformers, the same plays
-    ipc         seconds of vLLM's own transfer (CUDA IPC, needs a second process) beside the copy
-    invariant   of 32 greedy texts, how many are the same alone and in a batch
+phase       warmup, mine, distill, two iterations each, in worlds that hand out wins
+(tests/generous.py)
+            and evaluate; gap: mean and largest difference of trainer's and sampler's log-probs
+probe       after every sync: what engine and policy say to the same 64 tokens
+skipped     whether a sync that is left out is noticed
+sleep       memory that sleep gives back, seconds of sleep and wake
+samplers    sampled tokens/s of vLLM and of transformers, the same plays
+ipc         seconds of vLLM's own transfer (CUDA IPC, needs a second process) beside the copy
+invariant   of 32 greedy texts, how many are the same alone and in a batch
 """
 
 import base64
@@ -42,8 +44,13 @@ def tell(what, **found):
 
 def settings(args):
     """The command line that all parts share."""
-    line = f"--preset paper --model {args.model} --engine vllm --device {args.device} --dtype {args.dtype} --max-prompt 2048"
-    return line + f" --max-response {args.response} --rollout-batch {args.groups * 8} --max-steps {args.steps}"
+    line = f"--preset paper --model {args.model} --engine vllm --device {args.device}"
+    line += f" --dtype {args.dtype} --max-prompt 2048"
+    return (
+        line
+        + f" --max-response {args.response} --rollout-batch {args.groups * 8}"
+        + f" --max-steps {args.steps}"
+    )
 
 
 def watch(engine_class):
@@ -56,7 +63,13 @@ def watch(engine_class):
         ours, theirs = self.seen
         changed = None if before is None else int((theirs != before[1]).sum())
         gap = (ours - theirs).abs()
-        tell("probe", gap=gap.mean().item(), gap_max=gap.max().item(), answers_changed=changed, of=len(theirs))
+        tell(
+            "probe",
+            gap=gap.mean().item(),
+            gap_max=gap.max().item(),
+            answers_changed=changed,
+            of=len(theirs),
+        )
 
     engine_class.verify = verified
 
@@ -72,19 +85,39 @@ def run(script, line):
 def phases(args):
     folder = Path("runs") / args.run
     for script in ("warmup", "mine", "distill"):
-        line = f"{settings(args)} --run {args.run} --overwrite --groups {args.groups} --group-size 8 --iterations 2"
+        line = f"{settings(args)} --run {args.run} --overwrite --groups {args.groups}"
+        line += " --group-size 8 --iterations 2"
         line += " --allow-malformed" + (" --stop-at 0" if script == "warmup" else "")
         if script == "distill":  # a random model's skills earn no promotion
-            skills = [skill | {"status": "active"} for skill in read_jsonl(folder / "mine" / "skills.jsonl")]
+            skills = [
+                skill | {"status": "active"}
+                for skill in read_jsonl(folder / "mine" / "skills.jsonl")
+            ]
             write_jsonl(folder / "active.jsonl", skills)
             line += f" --skills {folder / 'active.jsonl'}"
-        seconds = run(script, line.replace(f" --model {args.model}", "") if script != "warmup" else line)
+        seconds = run(
+            script, line.replace(f" --model {args.model}", "") if script != "warmup" else line
+        )
         for metrics in read_jsonl(folder / script / "metrics.jsonl"):
-            known = ("iteration", "sampler_gap", "sampler_gap_max", "sampler_ratio", "response_tokens", "env_steps")
+            known = (
+                "iteration",
+                "sampler_gap",
+                "sampler_gap_max",
+                "sampler_ratio",
+                "response_tokens",
+                "env_steps",
+            )
             timed = {k: v for k, v in metrics.items() if "seconds" in k}
-            tell(script, seconds_of_phase=seconds, **{k: metrics[k] for k in known if k in metrics}, **timed)
+            tell(
+                script,
+                seconds_of_phase=seconds,
+                **{k: metrics[k] for k in known if k in metrics},
+                **timed,
+            )
     line = settings(args).replace(f" --model {args.model}", "")
-    seconds = run("evaluate", f"{line} --run {args.run} --overwrite --games {args.groups} --repetitions 1")
+    seconds = run(
+        "evaluate", f"{line} --run {args.run} --overwrite --games {args.groups} --repetitions 1"
+    )
     tell("evaluate", seconds_of_phase=seconds)
 
 
@@ -141,7 +174,10 @@ def sleep_and_wake(policy):
 
 def samplers(policy, args):
     env = AlfWorld(houses=True, max_steps=args.steps)
-    plays = [common.Play(task, task, ("gpu_vllm", task)) for task in env.tasks("train")[: args.groups * 8]]
+    plays = [
+        common.Play(task, task, ("gpu_vllm", task))
+        for task in env.tasks("train")[: args.groups * 8]
+    ]
     engine = policy.engine
     for name in ("vllm", "transformers"):
         policy.engine = engine if name == "vllm" else None
@@ -152,7 +188,13 @@ def samplers(policy, args):
         synchronize()
         seconds = time.time() - begun
         tokens = sum(len(step["response_ids"]) for record in records for step in record["steps"])
-        tell("samplers", engine=name, tokens_per_second=tokens / seconds, tokens=tokens, seconds=seconds)
+        tell(
+            "samplers",
+            engine=name,
+            tokens_per_second=tokens / seconds,
+            tokens=tokens,
+            seconds=seconds,
+        )
     policy.engine = engine
 
 
@@ -164,7 +206,9 @@ def invariant(args):
     asked = []
     for task in env.tasks("train")[:32]:
         step = env.reset(task)
-        asked.append((policy.encode_prompt(env.prompt(env.task, [], step, [], "chat")), ("same", task)))
+        asked.append(
+            (policy.encode_prompt(env.prompt(env.task, [], step, [], "chat")), ("same", task))
+        )
     begun = time.time()
     together = policy.engine.write(policy, asked, 0.0, args.response)
     seconds = time.time() - begun
@@ -177,8 +221,9 @@ def invariant(args):
 
 
 def ipc(args):
-    """vLLM in a process of its own, and weights that it opens in ours by CUDA IPC.  Our engine runs in
-    the trainer's process, where such handles cannot be opened and are not needed: it reads the tensors."""
+    """vLLM in a process of its own, and weights that it opens in ours by CUDA IPC.  Our engine runs
+    in
+    the trainer's process, where such handles cannot be opened nor are needed."""
     if args.device == "cpu":
         return tell("ipc", skipped="CUDA IPC needs a GPU")
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
@@ -190,7 +235,9 @@ def ipc(args):
         return tell("ipc", skipped="this vLLM has no weight transfer")
     how = dict(dtype=args.dtype, gpu_memory_utilization=0.4, enforce_eager=True, max_model_len=2048)
     llm = LLM(model=args.model, weight_transfer_config={"backend": "ipc"}, **how)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(args.device)
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(
+        args.device
+    )
     with torch.no_grad():
         for p in model.parameters():
             p.mul_(1.01)
@@ -249,13 +296,17 @@ def main():
     p.add_argument("--model", type=text, default="runs/smollm2", help="a chat model's folder")
     p.add_argument("--run", type=text, default="gpu-vllm", help="its name in runs/")
     p.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try it out")
-    p.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of computing")
+    p.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="of computing"
+    )
     p.add_argument("--groups", type=whole(1), default=8, help="task groups; 8 episodes each")
     p.add_argument("--steps", type=whole(1), default=6, help="of an episode")
     p.add_argument("--response", type=whole(1), default=64, help="tokens of a response")
     args = p.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: no CUDA device found; use --device cpu --dtype float32 to try it out")
+        raise UserError(
+            "--device cuda: no CUDA device found; use --device cpu --dtype float32 to try it out"
+        )
     vllm_engine.check(args)
     tell("machine", torch=torch.__version__, vllm=vllm_engine.installed(), device=args.device)
     {"all": everything, "ipc": ipc, "invariant": invariant}[args.part](args)

@@ -1,9 +1,11 @@
 # %% [markdown]
 # # 7 · To a real model
 #
-# **Goal.** What changes between 0.7 million parameters and 7 billion: arguments, prompts, memory, money. The method does not.
+# **Goal.** What changes between 0.7 million parameters and 7 billion: arguments, prompts, memory,
+# money. The method does not.
 #
-# **Read.** `docs/gpus.md`, `support/chat.py`, `recipes/plan.py`, `support/models.py` (what is checked before a run).
+# **Read.** `docs/gpus.md`, `support/chat.py`, `recipes/plan.py`, `support/models.py` (what is
+# checked before a run).
 #
 # **Minutes.** 40, of which one is computing. No GPU is needed for this chapter.
 
@@ -11,7 +13,9 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "warmup.py").exists())))
+sys.path.insert(
+    0, str(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "warmup.py").exists()))
+)
 from course.lesson import *
 
 import os
@@ -26,7 +30,8 @@ from tests.conftest import make_chat_model
 # %% [markdown]
 # ## A chat model in miniature
 #
-# Random weights, but all else as in Qwen2.5-Instruct: chat template, byte-level tokens, free decoding.
+# Random weights, but all else as in Qwen2.5-Instruct: chat template, byte-level tokens, free
+# decoding.
 
 # %%
 folder = make_chat_model(Path(tempfile.mkdtemp()) / "model")
@@ -46,18 +51,28 @@ print(repr(s["response"][:120]), "· valid:", s["valid"], "· action:", repr(s["
 # %% [markdown]
 # ## Where is the action? (E9)
 #
-# Which tokens of a response are taught? Tokens of real models do not end where words do. **Predict M for each**, then run.
+# Which tokens of a response are taught? Tokens of real models do not end where words do. **Predict
+# M for each**, then run.
 
 # %%
-for response in ("<think>a drawer</think>\n<action>open drawer 1</action>", "<THINK>x</THINK><ACTION>go to desk 1</ACTION>", "<think>x</think><action>a</action>"):
+for response in (
+    "<think>a drawer</think>\n<action>open drawer 1</action>",
+    "<THINK>x</THINK><ACTION>go to desk 1</ACTION>",
+    "<think>x</think><action>a</action>",
+):
     ids = policy.encode(response)
-    mask = action_token_mask(policy, {"response_ids": ids, "response": policy.decode(ids), "valid": True})
-    print(" ".join(f"[{policy.decode([i])}]" if m else policy.decode([i]) for i, m in zip(ids, mask)))
+    mask = action_token_mask(
+        policy, {"response_ids": ids, "response": policy.decode(ids), "valid": True}
+    )
+    print(
+        " ".join(f"[{policy.decode([i])}]" if m else policy.decode([i]) for i, m in zip(ids, mask))
+    )
 
 # %% [markdown]
 # ## What a run will need
 #
 # From the model's config alone: memory by part, seconds, money.
+
 
 # %%
 def plan(*arguments):
@@ -91,11 +106,13 @@ plan("--gpus", "1", "--lora-rank", "64", "--gradient-checkpointing", "--price", 
 #
 # ## Exercises
 #
-# 1. `plan` for two cards of your choice. What does `--gradient-checkpointing` cost, what does it save?
-# 2. The sampler (vLLM) and the trainer compute the same policy by different kernels. Which metric shows the difference, and which line
-#    corrects it? (Glossary of the report: `sampler_gap`.)
+# 1. `plan` for two cards of your choice. What does `--gradient-checkpointing` cost, what does it
+#    save?
+# 2. The sampler (vLLM) and the trainer compute the same policy by different kernels. Which metric
+#    shows the difference, and which line corrects it? (Glossary of the report: `sampler_gap`.)
 # 3. A model with a thinking mode: where is it switched off, and why?
 #
-# > **What would break it?** A mask made from token ids (`== pad`) where pad is the end token. A learning rate copied from the laptop: 5e-4
-# > destroys a 7B model in one step. Text that is decoded and encoded again on the way to the trainer. Evaluating the 7B model once, with
-# > one seed, and calling two points a gain.
+# > **What would break it?** A mask made from token ids (`== pad`) where pad is the end token. A
+# > learning rate copied from the laptop: 5e-4 destroys a 7B model in one step. Text that is decoded
+# > and encoded again on the way to the trainer. Evaluating the 7B model once, with one seed, and
+# > calling two points a gain.

@@ -1,12 +1,18 @@
-"""A generated shop in WebShop's file format: what the environment plays in when no official data is there.
+"""A generated shop in WebShop's file format: what the environment plays in when no official data is
+there.
 
-    python -m envs.shop --out DIR      # writes the files; WEBSHOP_DATA=DIR makes them the data of any WebShop, the official one too
+    python -m envs.shop --out DIR      # writes the files; WEBSHOP_DATA=DIR makes them the data of
+                                       any WebShop, the official one too
 
-320 made-up products of 16 kinds; three in five carry an instruction.  The shop is small but asks for what shopping asks for:
-    query        kinds share words (table lamp, lamp shade, coffee table, coffee maker), so the kind alone finds too much or the wrong
-    title        a title names the attributes; several products of a kind share each of them, few have all, and descriptions speak of
-                 what a product is not, in the same words, so that search alone puts wrong ones first
-    options      a product offers a few values of a long list: the right title may lack the asked colour, then going back is right
+320 made-up products of 16 kinds; three in five carry an instruction.  The shop is small but asks
+for what shopping asks for:
+    query        kinds share words (table lamp, lamp shade, coffee table, coffee maker), so the kind
+                 alone finds too much or the wrong
+    title        a title names the attributes; several products of a kind share each of them, few
+                 have all, and descriptions speak of what a product is not, in the same words, so
+                 that search alone puts wrong ones first
+    options      a product offers a few values of a long list: the right title may lack the asked
+                 colour, then going back is right
     price        the same thing exists at twice the price, above the cap of most instructions
 All of it is drawn with one fixed seed, so the shop is the same on every machine.
 """
@@ -90,13 +96,16 @@ NOUNS = set(
 
 
 def files(seed=SEED, kinds=None):
-    """(items, instructions, human instructions): the contents of the three official files, as lists and dicts.
+    """(items, instructions, human instructions): the contents of the three official files, as lists
+    and dicts.
 
-    Other seeds make other shops of the same kinds of products; kinds: a table like KINDS, which is the default."""
+    Other seeds make other shops of the same kinds of products; kinds: a table like KINDS, which is
+    the default."""
     rng, kinds = random.Random(seed), kinds or KINDS
     items, instructions = [], {}
     for kind, (category, levels, price, attributes, groups) in kinds.items():
-        asked = set()  # no two instructions of a kind ask for the same attributes, so no two splits share a goal
+        # no two instructions of a kind ask for the same attributes, so no two splits share a goal
+        asked = set()
         for number in range(PER_KIND):
             # Every fourth product is the one before it at twice the price, and with other options.
             if number % 4 != 3:
@@ -105,23 +114,35 @@ def files(seed=SEED, kinds=None):
                 factor *= 2
             asin = "B0" + "".join(rng.choices(string.ascii_uppercase + string.digits, k=8))
             brand = _brand(rng)
-            title = f"{brand} {_title(own[0])} {_title(own[1])} {_title(kind)} with {_title(own[2])}"
-            options = {name: sorted(rng.sample(values, min(3, len(values))), key=values.index) for name, values in groups.items()}
-            customization = {name: [{"value": value, "image": None} for value in values] for name, values in options.items()}
+            title = (
+                f"{brand} {_title(own[0])} {_title(own[1])} {_title(kind)} with {_title(own[2])}"
+            )
+            options = {
+                name: sorted(rng.sample(values, min(3, len(values))), key=values.index)
+                for name, values in groups.items()
+            }
+            customization = {
+                name: [{"value": value, "image": None} for value in values]
+                for name, values in options.items()
+            }
             other = rng.choice([name for name in kinds if name != kind])
             lacks = rng.sample([attribute for attribute in attributes if attribute not in own], 2)
-            # The words of an attribute, but not the attribute: "gel cooling" matches a search for it and does not count as having it.
+            # The words of an attribute, but not the attribute: "gel cooling" matches a search for
+            # it and does not count as having it.
             lacks = " and ".join(" ".join(reversed(attribute.split())) for attribute in lacks)
             description = f"This {kind} has {own[3]}; it goes with a {other}. A {kind} without {lacks}: no {lacks}. {_praise(rng)}"
             items.append(
                 {
                     "name": title,
                     "full_description": description,
-                    "pricing": f"${price * factor:.2f}" + (f" to ${price * factor + 4:.2f}" if number % 8 == 6 else ""),
+                    "pricing": f"${price * factor:.2f}"
+                    + (f" to ${price * factor + 4:.2f}" if number % 8 == 6 else ""),
                     "images": [""],
                     "product_category": levels,
                     "average_rating": "",
-                    "small_description": [f"{attribute.capitalize()}: {_praise(rng)}" for attribute in own],
+                    "small_description": [
+                        f"{attribute.capitalize()}: {_praise(rng)}" for attribute in own
+                    ],
                     "customization_options": customization,
                     "asin": asin,
                     "category": category,
@@ -133,7 +154,10 @@ def files(seed=SEED, kinds=None):
             wanted = rng.sample(own[:3], 2)
             if number % 4 != 3 and frozenset(wanted) not in asked:
                 asked.add(frozenset(wanted))
-                instructions[asin] |= {"instruction": f"Find me {', '.join(wanted)} {kind}", "instruction_attributes": wanted}
+                instructions[asin] |= {
+                    "instruction": f"Find me {', '.join(wanted)} {kind}",
+                    "instruction_attributes": wanted,
+                }
     rng.shuffle(items)
     return items, instructions, {}
 
@@ -147,12 +171,20 @@ def _title(words):
 
 
 def _praise(rng):
-    first = rng.choice(["made for every day", "tested by our own team", "a gift for friends", "loved at home and at work"])
+    first = rng.choice(
+        [
+            "made for every day",
+            "tested by our own team",
+            "a gift for friends",
+            "loved at home and at work",
+        ]
+    )
     return f"{first}, {rng.choice(['with a two year promise', 'ready to use', 'packed with care', 'in a simple box'])}."
 
 
 def title_nouns(items=None):
-    """asin -> the nouns of its title, lower-case, in order: what spaCy is asked for with the official products."""
+    """asin -> the nouns of its title, lower-case, in order: what spaCy is asked for with the
+    official products."""
     nouns = {}
     for item in items or files()[0]:
         brand, *words = re.findall(r"\w+", item["name"].lower())
@@ -161,7 +193,8 @@ def title_nouns(items=None):
 
 
 def write(folder):
-    """Writes the official files and the title nouns; returns their paths.  UserError where the folder cannot be written."""
+    """Writes the official files and the title nouns; returns their paths.  UserError where the
+    folder cannot be written."""
     items, instructions, human = files()
     contents = {
         "items_shuffle.json": items,
@@ -175,13 +208,22 @@ def write(folder):
         for name, content in contents.items():
             (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write the generated shop to {folder} ({error}); choose another --out") from None
+        raise UserError(
+            f"cannot write the generated shop to {folder} ({error}); choose another --out"
+        ) from None
     return [folder / name for name in contents]
 
 
 def main():
-    parser = argparse.ArgumentParser(description="write the generated shop as files in WebShop's format")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the four JSON files; made if it is not there")
+    parser = argparse.ArgumentParser(
+        description="write the generated shop as files in WebShop's format"
+    )
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for the four JSON files; made if it is not there",
+    )
     try:
         paths = write(parser.parse_args().out)
     except UserError as error:

@@ -17,7 +17,7 @@ from common import Play, load_policy, make_env, rollout  # noqa: E402
 from envs import UserError  # noqa: E402
 from support.cli import base_parser, parse_args, run_script  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
-from support.runs import finished_phase, policy_folder  # noqa: E402
+from support.phases import finished_phase, policy_folder  # noqa: E402
 
 
 def clearest_pair(bank, pairs, wanted=None):

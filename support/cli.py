@@ -88,6 +88,12 @@ def run_script(main):
         if rank == 0 or parallel.alone:  # most are found by all processes, and told by one
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as broken:  # a gradient or logits that are no numbers any more
+        back = (
+            "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        )
+        print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
+        sys.exit(2)
     except RuntimeError as error:
         gone = re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error))
         if parallel.world() == 1 or not gone:
@@ -353,7 +359,7 @@ def parse_args(parser, first=False):
 def origin(run, source, policies, model, first):
     """The arguments of the phase that the weights come from, {} where they come from no phase.
     UserError where policies that are compared come from different worlds."""
-    from support.runs import begun_with
+    from support.phases import begun_with
 
     if first:
         return begun_with(source or model) if source or model else {}

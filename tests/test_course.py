@@ -1,6 +1,7 @@
-"""The course: every notebook runs, is built from its source, and says what the project's own functions say.
+"""The course: every notebook runs, is built from its source, and says what the project's own
+functions say.
 
-    pytest -q tests/test_course.py -m "not slow"
+pytest -q tests/test_course.py -m "not slow"
 """
 
 import nbformat
@@ -19,10 +20,20 @@ HERE = build.HERE
 def test_every_notebook_is_built_from_its_source_with_outputs_and_at_most_forty_cells():
     for source in build.sources():
         stored = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-        assert build.same_cells(build.notebook(source), stored), f"run python -m course.build {source.stem}"
+        assert build.same_cells(build.notebook(source), stored), (
+            f"run python -m course.build {source.stem}"
+        )
         assert len(stored.cells) <= 40
-        assert all(cell.outputs for cell in stored.cells if cell.cell_type == "code" and "print(" in cell.source.split("\ndef ")[0])
-        assert not any(output.output_type == "error" for cell in stored.cells for output in cell.get("outputs", []))
+        assert all(
+            cell.outputs
+            for cell in stored.cells
+            if cell.cell_type == "code" and "print(" in cell.source.split("\ndef ")[0]
+        )
+        assert not any(
+            output.output_type == "error"
+            for cell in stored.cells
+            for output in cell.get("outputs", [])
+        )
 
 
 # ---- SIRI in one notebook ----
@@ -47,9 +58,17 @@ assert np.mean(raised) > 0.02, raised
 
 
 def agree(cells):
-    """Called at the end of the notebook, with its names: its numbers and those of the project's functions, on new episodes."""
+    """Called at the end of the notebook, with its names: its numbers and those of the project's
+    functions, on new episodes."""
     policy, env = cells["policy"], cells["env"]
-    skill = {"condition": "find mug", "strategy": "go cabinet", "kind": "mug", "status": "active", "deltas": [], "utility": 0.0}
+    skill = {
+        "condition": "find mug",
+        "strategy": "go cabinet",
+        "kind": "mug",
+        "status": "active",
+        "deltas": [],
+        "utility": 0.0,
+    }
     skill |= {"negative": 0, "skill_id": "s", "from": None}
     games = [task for task in env.tasks("train") if "mug" in task][:6]
     episodes = cells["play"](policy, cells["groups"](games, lambda task_id: skill))
@@ -65,28 +84,51 @@ def agree(cells):
     ]  # fmt: skip
     rows = common.gigpo_advantages(asked)
     steps = [s for e in episodes for s in e["steps"]]
-    for ours, theirs in (("q", "step_return"), ("e", "row_score"), ("A_E", "episode_advantage"), ("A_S", "step_advantage"), ("A", "advantage")):
+    for ours, theirs in (
+        ("q", "step_return"),
+        ("e", "row_score"),
+        ("A_E", "episode_advantage"),
+        ("A_S", "step_advantage"),
+        ("A", "advantage"),
+    ):
         assert np.allclose([s[ours] for s in steps], [row[theirs] for row in rows], atol=1e-9), ours
     assert np.std([s["A"] for s in steps]) > 0.1  # there was something to compare
 
     # (9)
     old, change = torch.randn(500, dtype=torch.float64), 0.5 * torch.randn(500, dtype=torch.float64)
     A = 2 * torch.randn(500, dtype=torch.float64)
-    assert torch.allclose(cells["policy_loss"](old + change, old, A), common.policy_loss(old + change, old, A)[0])
+    assert torch.allclose(
+        cells["policy_loss"](old + change, old, A), common.policy_loss(old + change, old, A)[0]
+    )
 
     # (14)
     records = [record_of(e, env) for e in episodes]
-    theirs = {pair["group_id"]: pair["delta"] for pair in mine.pair_effects(records, {e["group"]: [skill] for e in episodes})}
+    theirs = {
+        pair["group_id"]: pair["delta"]
+        for pair in mine.pair_effects(records, {e["group"]: [skill] for e in episodes})
+    }
     assert effects == pytest.approx(theirs) and len(effects) == 6
 
     # (15), (16)
     for seed in range(20):
         ours = skill | {"deltas": [], "status": "candidate", "negative": 0, "utility": 0.0}
-        theirs = {"deltas": [], "plain": [], "status": "candidate", "neg_streak": 0, "utility": 0.0, "n_eval": 0}
-        for k, delta in enumerate(np.random.default_rng(seed).choice([-0.5, -0.25, 0, 0.25, 0.5], 12)):
+        theirs = {
+            "deltas": [],
+            "plain": [],
+            "status": "candidate",
+            "neg_streak": 0,
+            "utility": 0.0,
+            "n_eval": 0,
+        }
+        for k, delta in enumerate(
+            np.random.default_rng(seed).choice([-0.5, -0.25, 0, 0.25, 0.5], 12)
+        ):
             cells["credit"](ours, delta)
             mine.credit(theirs, {"delta": delta, "s_base": [0, 1]}, k, n_eval=3)
-            assert ours["utility"] == pytest.approx(theirs["utility"]) and ours["status"] == theirs["status"]
+            assert (
+                ours["utility"] == pytest.approx(theirs["utility"])
+                and ours["status"] == theirs["status"]
+            )
 
     # (17), (18): gate and weight of every token
     for record, e in zip(records, episodes):
@@ -103,8 +145,14 @@ def agree(cells):
     if taught:
         with torch.no_grad():
             ours = cells["internalisation_loss"](policy, taught).item()
-            logp, _ = cells["logprobs"](policy, [s["plain"] for s in taught], [s["response"] for s in taught])
-        total = sum(m * s["w"] * logp[i, j].item() for i, s in enumerate(taught) for j, m in enumerate(s["M"]))
+            logp, _ = cells["logprobs"](
+                policy, [s["plain"] for s in taught], [s["response"] for s in taught]
+            )
+        total = sum(
+            m * s["w"] * logp[i, j].item()
+            for i, s in enumerate(taught)
+            for j, m in enumerate(s["M"])
+        )
         n_taught = sum(sum(s["M"]) for s in taught)
         assert ours == pytest.approx(-total / n_taught, abs=1e-5)
         weights = torch.tensor([m * s["w"] for s in taught for m in s["M"]])
@@ -112,19 +160,35 @@ def agree(cells):
         zero = torch.zeros_like(flat)
         tokens = common.Tokens(flat, flat.detach(), zero, zero, weights, zero, zero)
         tokens.n_tokens, tokens.n_taught = 1, n_taught
-        assert distill.siri_loss(tokens, lam=1.0, entropy_coef=0.0)[0].item() == pytest.approx(ours, abs=1e-5)
+        assert distill.siri_loss(tokens, lam=1.0, entropy_coef=0.0)[0].item() == pytest.approx(
+            ours, abs=1e-5
+        )
 
 
 def record_of(e, env):
     """A notebook's episode as the project writes it down."""
     steps = [
         {key: s[key] for key in ("observation", "action", "valid", "reward")}
-        | {"admissible": [], "response_ids": s["response"], "allowed": [None] * len(s["response"]), "logprobs": [0.0] * len(s["response"])}
+        | {
+            "admissible": [],
+            "response_ids": s["response"],
+            "allowed": [None] * len(s["response"]),
+            "logprobs": [0.0] * len(s["response"]),
+        }
         | {"response": s["text"]}
         for s in e["steps"]
     ]
-    about = {"group_id": e["group"], "task_id": e["task_id"], "task_type": env.task_type(e["task_id"]), "task": e["task"]}
-    return about | {"condition": "skill" if e["skill"] else "plain", "success": e["won"], "steps": steps}
+    about = {
+        "group_id": e["group"],
+        "task_id": e["task_id"],
+        "task_type": env.task_type(e["task_id"]),
+        "task": e["task"],
+    }
+    return about | {
+        "condition": "skill" if e["skill"] else "plain",
+        "success": e["won"],
+        "steps": steps,
+    }
 
 
 class Words:
@@ -144,9 +208,15 @@ class Words:
 
 @pytest.fixture(scope="module")
 def classroom(tmp_path_factory, model_folder):
-    """The folder in which chapters run at a tiny budget: they share the small run that the first of them makes."""
+    """The folder in which chapters run at a tiny budget: they share the small run that the first of
+    them makes."""
     folder = tmp_path_factory.mktemp("classroom")
-    variables = {"COURSE_BUDGET": "tiny", "COURSE_FOLDER": str(folder), "COURSE_MODEL": str(model_folder), "MPLBACKEND": "agg"}
+    variables = {
+        "COURSE_BUDGET": "tiny",
+        "COURSE_FOLDER": str(folder),
+        "COURSE_MODEL": str(model_folder),
+        "MPLBACKEND": "agg",
+    }
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)

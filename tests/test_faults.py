@@ -29,7 +29,7 @@ import evaluate
 import mine
 import warmup
 from envs import UserError
-from support import cli, files, intervals, parallel, runs
+from support import cli, files, intervals, parallel, phases, runs
 from tests.conftest import run_main, toy_worlds
 from tests.toy import Doors
 
@@ -300,7 +300,10 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999", "-1", "x", "", "0x1", "1,5", "½"])
+NO_NUMBERS = ["nan", "inf", "-inf", "1e999", "-1", "x", "", "0x1", "1,5", "½"]
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
 @pytest.mark.parametrize(
     ("script", "option"), [(s, o) for s, options in NUMBERS.items() for o in options.split()]
 )
@@ -311,8 +314,8 @@ def test_numbers_that_are_none_or_negative_are_refused(monkeypatch, script, opti
 
 
 COUNTS = {
-    "warmup": "groups group-size iterations save-every threads max-steps max-prompt max-response rollout-batch mini-batch-rows "
-    "micro-batch-tokens window",
+    "warmup": "groups group-size iterations save-every threads max-steps max-prompt max-response "
+    "rollout-batch mini-batch-rows micro-batch-tokens window",
     "mine": "mine-every n-eval groups group-size",
     "distill": "n-eval groups group-size",
     "evaluate": "show repetitions games threads",
@@ -427,10 +430,10 @@ def test_weights_that_are_no_numbers_are_not_saved_over_the_last_good_checkpoint
     monkeypatch.setattr(warmup, "update", spoiled)
     with pytest.raises(
         UserError,
-        match="iteration 3: weights are no finite numbers any more.*the last good checkpoint is.*000002",
+        match="iteration 3: weights are no finite numbers any.*last good checkpoint is.*000002",
     ):
         run_main(monkeypatch, warmup, *PHASES[warmup])
-    assert [one.name for one in runs.checkpoints("runs/default/warmup")] == ["000001", "000002"]
+    assert [one.name for one in phases.checkpoints("runs/default/warmup")] == ["000001", "000002"]
     assert not Path("runs/default/warmup/done").exists()
     monkeypatch.setattr(warmup, "update", update)
     run_main(monkeypatch, warmup, *PHASES[warmup])  # it goes on from there
@@ -440,7 +443,13 @@ def test_weights_that_are_no_numbers_are_not_saved_over_the_last_good_checkpoint
 # ---- A. two at once ------------------------------------------------------------------------------
 
 
-HOLDER = "import sys, time; from support import runs; runs.hold(sys.argv[1]); print('held', flush=True); time.sleep(600)"
+HOLDER = """
+import sys, time
+from support import runs
+runs.hold(sys.argv[1])
+print("held", flush=True)
+time.sleep(600)
+"""
 
 
 @pytest.mark.parametrize("where", ["warmup", "mine", "evaluate"])
@@ -545,7 +554,7 @@ def test_a_control_from_another_runs_policy_plays_that_ones_world(monkeypatch, r
     ]
     refused(monkeypatch, warmup, *control, "--env", "alfworld", says="was trained in webshop")
     run_main(monkeypatch, warmup, *control)
-    assert runs.begun_with("runs/control/warmup")["env"] == "webshop"
+    assert phases.begun_with("runs/control/warmup")["env"] == "webshop"
 
 
 def test_skills_of_another_world_are_refused(monkeypatch, run):
@@ -737,7 +746,8 @@ def test_a_mean_over_pairs_counts_games_not_pairs():
 
 # ---- B. resuming ---------------------------------------------------------------------------------
 
-FREE = ["--threads 2", "--rollout-batch 3", "--micro-batch-tokens 500", "--max-prompt 900", "--save-every 2", "--snapshots 9",
+FREE = ["--threads 2", "--rollout-batch 3", "--micro-batch-tokens 500", "--max-prompt 900",
+        "--save-every 2", "--snapshots 9",
         "--gradient-checkpointing", "--allow-malformed", "--iterations 4"]  # fmt: skip
 
 
@@ -791,7 +801,7 @@ def test_a_finished_phase_is_extended_by_more_iterations_and_ends_as_an_uninterr
     assert all(torch.equal(extended[key], whole[key]) for key in whole)
 
 
-def test_a_phase_that_had_reached_its_goal_ends_there_when_it_was_killed_before_the_end(monkeypatch):
+def test_a_phase_that_had_reached_its_goal_ends_there_when_it_was_killed(monkeypatch):
     def killed(*about):
         raise KeyboardInterrupt
 
@@ -851,7 +861,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
 
 def test_without_a_sound_checkpoint_the_line_names_the_file_and_what_to_do(monkeypatch, run):
     unfinished("warmup")
-    for one in runs.checkpoints("runs/default/warmup"):
+    for one in phases.checkpoints("runs/default/warmup"):
         damaged(one / "state.pt", "cut")
     line = refused(
         monkeypatch, warmup, *PHASES[warmup], says="is damaged and no earlier checkpoint is left"
@@ -879,13 +889,13 @@ def test_an_older_checkpoint_goes_only_when_a_newer_one_is_on_disk(monkeypatch):
 
     def watched(old, new):
         if str(old).endswith(".part") and Path(old).is_dir():
-            seen.append([one.name for one in runs.checkpoints("runs/default/warmup")])
+            seen.append([one.name for one in phases.checkpoints("runs/default/warmup")])
         replace(old, new)
 
     monkeypatch.setattr(os, "replace", watched)
     run_main(monkeypatch, warmup, *PHASES[warmup])
     assert seen[:3] == [[], ["000001"], ["000002"]]
-    assert [one.name for one in runs.checkpoints("runs/default/warmup")] == ["000002", "000003"]
+    assert [one.name for one in phases.checkpoints("runs/default/warmup")] == ["000002", "000003"]
 
 
 @pytest.mark.parametrize(
@@ -1074,11 +1084,15 @@ def test_mistakes_are_one_line_and_exit_code_2_of_a_real_process():
 
 @pytest.mark.slow
 def test_processes_that_never_come_are_told_of(monkeypatch):
-    patch = "from datetime import timedelta; from support import parallel; parallel.JOIN = timedelta(seconds=2); "
-    code = (
-        patch
-        + "import sys; sys.argv = ['warmup.py', '--device', 'cpu']; import warmup; warmup.run_script(warmup.main)"
-    )
+    code = """
+import sys
+from datetime import timedelta
+from support import parallel
+parallel.JOIN = timedelta(seconds=2)
+sys.argv = ["warmup.py", "--device", "cpu"]
+import warmup
+warmup.run_script(warmup.main)
+"""
     variables = dict(
         WORLD_SIZE="2", RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="29641", PYTHONPATH=str(ROOT)
     )
@@ -1227,6 +1241,60 @@ def test_evaluation_prints_and_stores_its_panel(monkeypatch, run, capsys):
     assert f"panel {panel}" in capsys.readouterr().out
 
 
+# ---- B. shell ----------------------------------------------------------------------------------
+
+
+STUB = """#!/usr/bin/env bash
+if [ "$1" = -c ]; then exec "$REAL" "$@"; fi
+echo "$*" >>called
+case "$*" in
+*distill.py*) while [ ! -s control ]; do sleep 0.05; done; exit 3 ;;
+*--stop-at\ 0*) echo $$ >control; sleep 60; echo ended >control_ended ;;
+*warmup.py*) mkdir -p runs/siri-x-0/warmup && echo '{}' >runs/siri-x-0/warmup/done ;;
+*mine.py*) mkdir -p runs/siri-x-0/mine && echo '{"seconds": 60}' >runs/siri-x-0/mine/done ;;
+esac
+"""
+
+
+def recipe(name, *arguments, **variables):
+    """Runs a recipe in this folder with a `python` that only notes what it was called with."""
+    for folder in ("recipes", "bin"):
+        Path(folder).mkdir(exist_ok=True)
+    shutil.copy(ROOT / "recipes" / f"{name}.sh", "recipes")
+    Path("bin/python").write_text(STUB)
+    Path("bin/python").chmod(0o755)
+    path = f"{Path.cwd()}/bin:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "REAL": sys.executable, **variables}
+    command = ["bash", f"recipes/{name}.sh", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+
+
+EVIL = "$(touch owned)", "__import__('os').system('touch owned')", "1; touch owned", "*", "../x"
+
+
+@pytest.mark.parametrize("evil", EVIL)
+@pytest.mark.parametrize("name", ["compare", "ablations"])
+def test_what_a_recipe_is_told_is_never_run_as_code(name, evil):
+    for arguments, variables in (
+        (["0", evil], {"MINUTES": "1"}),
+        ([evil, "x"], {}),
+        (["0", "x" if name == "compare" else "3"], {"MINUTES": evil, "SOURCE": evil}),
+    ):
+        done = recipe(name, *arguments, **variables)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert not Path("owned").exists() and not Path("called").exists()
+
+
+def test_a_recipes_children_end_with_it():
+    done = recipe("compare", "0", "x", MINUTES="1.5")
+    assert done.returncode == 2 and "a run of seed 0 failed" in done.stderr
+    pid = int(Path("control").read_text())
+    time.sleep(0.5)
+    status = Path(f"/proc/{pid}/stat")  # gone, or dead and not yet taken note of
+    assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
+    assert "--minutes 2.5" in Path("called").read_text()  # distillation's and mining's
+
+
 # ---- C. small ------------------------------------------------------------------------------------
 
 
@@ -1268,8 +1336,9 @@ def test_from_a_folder_that_is_no_phase_says_what_to_name(monkeypatch, run):
 
 # ---- fuzz ----------------------------------------------------------------------------------------
 
-VALUES = ["0", "1", "2", "-1", "3.5", "nan", "inf", "1e9", "1e-9", "", "x", "a b", "../x", "★", "0" * 50, "99999999999999999999", "model",
-          "runs/default/warmup", "/dev/null", "cpu", "laptop", "paper", "none"]  # fmt: skip
+VALUES = ["0", "1", "2", "-1", "3.5", "nan", "inf", "1e9", "1e-9", "", "x", "a b", "../x", "★",
+          "0" * 50, "9" * 20, "model", "runs/default/warmup", "/dev/null", "cpu", "laptop", "paper",
+          "none"]  # fmt: skip
 
 
 class Accepted(Exception):

