@@ -21,7 +21,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from support.models import attention_masks
 
-
 # ---- a token per row -----------------------------------------------------------------------------
 
 
