@@ -1,4 +1,4 @@
-"""The benchmarks run in their smallest sizes and count what they say.      pytest tests/test_benchmarks.py"""
+"""The benchmarks run in their smallest sizes and count what they say.   pytest tests/test_benchmarks.py"""
 
 import json
 import os
@@ -92,7 +92,16 @@ def test_the_gpu_benchmark_runs_in_size_tiny():
     small = "--rows 4 --response 8 --repeat 1 --episodes 2 --steps 2 --micro-batch-tokens 2048 --dtype float32"
     found = last_line(str(HERE / "benchmarks" / "gpu.py"), "--size", "tiny", "--device", "cpu", *small.split())
     assert found["update"]["tokens_per_second"] > 0 and found["rollout"]["steps_per_second"] > 0
+    assert 0 < found["position"]["draw_ms"] < found["position"]["ms"]
+    assert found["update"]["micro_batch_tokens"] == 2048 and 0 <= found["update"]["padding"] < 0.5
     assert np.isfinite(found["update"]["share_of_matmul"]) and found["memory"]["estimated_gb"] > 0
+
+
+@pytest.mark.slow
+def test_a_checkout_compared_with_itself_samples_the_same_tokens():
+    found = last_line(str(HERE / "benchmarks" / "against.py"), str(HERE), "--rounds", "1")
+    assert found["stand-in"]["same"] and found["chat"]["same"]
+    assert 0.5 < found["chat"]["before_over_now"] < 2
 
 
 @pytest.mark.slow
