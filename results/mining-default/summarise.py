@@ -24,10 +24,8 @@ def of_run(name):
         read_jsonl(folder / f"{file}.jsonl") for file in ("skills", "pairs", "metrics")
     )
     records = read_jsonl(folder / "trajectories.jsonl")
-    env = AlfWorld()
     types = sorted({r["task_type"] for r in records})
     promoted = [s for s in bank if s["status"] == "active" or s.get("promoted_iter") is not None]
-    n = len(types)
     covered = {s["task_type"] for s in promoted} - {None}
     groups = {(r["iteration"], r["group_id"]): r for r in records}
     paired = {(p["iteration"], p["group_id"]) for p in pairs}
