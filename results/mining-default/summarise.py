@@ -14,7 +14,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import retrieve  # noqa: E402
-from envs.alfworld import AlfWorld  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 
 
