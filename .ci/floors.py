@@ -2,10 +2,10 @@
 
     python .ci/floors.py > floors.txt && pip install -c floors.txt -e '.[test,gpu]'
 
-A requirement without a floor is an error: its oldest release would be anybody's guess.  Left out are
-torch, whose releases below the newest come from the index as CUDA builds of several GB, even for
-machines without a GPU (its floor is what a GPU machine had, see pyproject.toml), and the extras of
-no test.
+A requirement without a floor is an error: its oldest release would be anybody's guess.  Left out
+are torch, whose releases below the newest come from the index as CUDA builds of several GB, even
+for machines without a GPU (its floor is what a GPU machine had, see pyproject.toml), and the extras
+of no test.
 """
 
 import re

@@ -89,7 +89,9 @@ def run_script(main):
             print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as broken:  # a gradient or logits that are no numbers any more
-        back = "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        back = (
+            "nothing of this iteration is saved; start anew with --overwrite, or in another --run"
+        )
         print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
@@ -171,7 +173,8 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         parts = [action.help or ""]
-        shown = action.default not in (None, False, argparse.SUPPRESS)
+        hidden = (None, False, argparse.SUPPRESS)  # compared by identity: a default of 0 is shown
+        shown = not any(action.default is value for value in hidden)
         if shown and "default:" not in parts[0]:
             parts.append("(default: %(default)s)")
         if action.dest in FREE | GROWING:

@@ -235,7 +235,8 @@ def attention_masks(model, positions, length, dtype):
     cached keys: (n, 1, w, length), or one such mask per kind of layer.
 
     A token sees the keys up to its own; in a layer with a sliding window W only the last W of them.
-    Masks are added to the scores, so they are 0 or very negative: eager attention takes no others."""
+    Masks are added to the scores, so they are 0 or very negative: eager attention takes no
+    others."""
     config = model.config
     keys, own = torch.arange(length, device=positions.device), positions[:, None, :, None]
     hidden = keys > own  # later than the token itself

@@ -232,7 +232,8 @@ class Sampler:
         mask = None  # without a past: causal, as models are without a mask
         model = self.policy.sampling
         if past or self.windowed:
-            kind = ids.device.type  # the mask is added to scores, which are in the dtype of computing
+            # the mask is added to scores, which are in the dtype of computing
+            kind = ids.device.type
             mixed = torch.is_autocast_enabled(kind)
             dtype = torch.get_autocast_dtype(kind) if mixed else model.dtype
             mask = attention_masks(model, positions, length, dtype)  # (n, 1, w, T), row by row
