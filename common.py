@@ -54,9 +54,9 @@ def make_env(name, simulator="fast", max_steps=None):
     module, _, kind = name.partition(":")
     try:
         return getattr(import_module(module), kind)()
-    except (ImportError, AttributeError) as error:
+    except (Exception, SystemExit) as error:  # whatever that module does
         expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
-        raise UserError(f"--env {name}: {expected} ({error})") from None
+        raise UserError(f"--env {name}: {expected} ({type(error).__name__}: {error})") from None
 
 
 def is_held_out(task_id):
@@ -295,7 +295,7 @@ class Episode:
                 "allowed": allowed,
                 "action": action,
                 "valid": valid,  # well-formed (v); whether the world knows the action is not in it
-                "fails": not self.env.is_admissible(action, seen),
+                "inadmissible": not self.env.is_admissible(action, seen),
                 "truncated": self.truncated or full,
                 "reward": self.now.reward,
             }

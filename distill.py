@@ -36,9 +36,10 @@ from common import (
 )
 from envs import Step, UserError, action_span
 from mine import credit_all, pair_effects, paired_groups
-from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
+from support.cli import by_preset, make_parser, number, parse_args, run_script, text, whole
 from support.files import rng, skills_file, write_jsonl
-from support.runs import Run, finished_phase, policy_folder
+from support.phases import finished_phase, policy_folder, skills_of
+from support.runs import Run
 from support.traces import traced
 from support.training import sampling_options, update_options
 
@@ -159,7 +160,8 @@ def main():
         retire_after=by_preset(laptop=8, paper=3),  # (16) negative utilities in a row
     )
     group = parser.add_argument_group("phase 2")
-    group.add_argument("--skills", help="skills.jsonl to use (default: the mining phase's)")
+    about = "skills.jsonl to use (default: the mining phase's)"
+    group.add_argument("--skills", type=text, help=about)
     about = "(16) paired groups before a candidate may become active"
     tries = by_preset(laptop=4, paper=8)
     group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
@@ -167,16 +169,17 @@ def main():
     # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that
     about = "(20) largest weight of L_int; 0: GiGPO on paired rollouts only"
     largest = by_preset(laptop=5.0, paper=0.1)
-    group.add_argument("--lambda-max", type=number(least=0), default=largest, help=about)
+    group.add_argument("--lambda-max", type=number(least=0, most=1000), default=largest, help=about)
     about = "(20) K_warm: iterations until lambda is at its largest; 0: at once"
     warm = by_preset(laptop=0, paper=20)
     group.add_argument("--k-warm", type=whole(0), default=warm, help=about)
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = finished_phase(args.source or f"runs/{args.run}/mine")
-    path = args.skills or source / "skills.jsonl"  # the bank: any world's skills in these fields
-    state = {"bank": skills_file(path)}  # a checkpoint keeps it
+    path = args.skills or skills_of(source)  # the bank: mining's, or any file of such lines
+    state = {"bank": skills_file(path, args.env)}  # a checkpoint keeps it
     if not any(skill["status"] == "active" for skill in state["bank"]):
         raise UserError(f"no active skill in {path}: mine longer (--iterations of mine.py)")
     run = Run(args, PHASE, policy_folder(source), state, skills=path)

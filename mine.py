@@ -39,7 +39,8 @@ from common import (
 from envs import UserError
 from support.cli import by_preset, make_parser, parse_args, run_script, whole
 from support.files import read_jsonl, rng, write_jsonl
-from support.runs import Run, finished_phase, policy_folder
+from support.phases import finished_phase, policy_folder
+from support.runs import Run
 from support.text import words
 from support.traces import traced
 from support.training import sampling_options, update_options
@@ -250,7 +251,8 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     # (15) u <- (1 - a) u + a D.  A constant a would leave .51 of four pairs' weight to the first of
     # them; with 1 / n until that is smaller the first five weigh alike
     a = max(ema, 1 / skill["n_eval"])
-    skill["utility"] = (1 - a) * skill["utility"] + a * pair["delta"]
+    # (rounded, or a mean of zero may come out as -1e-17 and count as negative)
+    skill["utility"] = round((1 - a) * skill["utility"] + a * pair["delta"], 6)
     # updates in a row after which the skill looked harmful
     skill["neg_streak"] = skill["neg_streak"] + 1 if skill["utility"] < 0 else 0
     skill["updated_iter"] = k
@@ -293,7 +295,8 @@ def credit_all(pairs, shown, k, n_eval, retire_after=3):
                 news = f"- {skill.get('reason')}, {skill['n_eval']} pairs"
                 if skill["status"] == "active":
                     mean, low, high = skill["effect"]
-                    news = f"+ helps {mean:+.2f} [{low:+.2f}, {high:+.2f}], {skill['n_eval']} pairs"
+                    sure = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+                    news = f"+ promoted {sure}, {skill['n_eval']} pairs"
                 print(f"  {news}: when {skill['condition']}: {skill['strategy']}"[:100], flush=True)
 
 
@@ -331,6 +334,7 @@ def main():
     args = parse_args(parser)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = finished_phase(args.source or f"runs/{args.run}/warmup")
     pool = warm_pool(source)  # records that skills may be written from
     # every skill ever written, and which successes were asked for one; a checkpoint keeps both

@@ -42,13 +42,13 @@ from support.training import sampling_options, update_options
 PHASE = "warmup"
 
 
-def plain_groups(tasks, group_size, seed, k, phase=PHASE):
+def plain_groups(tasks, group_size, seed, k, name=PHASE):
     """B groups of G plain episodes, all of one group from the same task and start."""
     plays = []
     for g, task in enumerate(tasks):
         for i in range(group_size):
             # the key names the episode's random stream: nothing depends on what was drawn before
-            plays.append(Play(task, group_id=f"{phase}-{k}-{g}", key=(seed, phase, k, g, i)))
+            plays.append(Play(task, group_id=f"{name}-{k}-{g}", key=(seed, name, k, g, i)))
     return plays
 
 
@@ -84,6 +84,7 @@ def main():
     args = parse_args(parser, first=True)
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)  # without the held-out ones
+    print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
     source = args.source or args.model  # also the reference of the KL term
     state = {"wins": []}  # successes per iteration; a checkpoint keeps it
     # the folder runs/NAME/warmup: begun, or gone on with after an interruption
@@ -91,18 +92,20 @@ def main():
     policy, ref_policy, optimizer = load_training(run.weights, source, args)
     run.restore(policy, optimizer)
     loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
+    # the control never stops early; by warm-up's name it would first play warm-up's games again
+    name = PHASE if args.stop_at else "control"
 
     for k in run.iterations():
         # B tasks, G plain episodes of each
-        chosen = sample_tasks(tasks, args.groups, rng(args.seed, PHASE, k, "tasks"))
-        plays = plain_groups(chosen, args.group_size, args.seed, k)
+        chosen = sample_tasks(tasks, args.groups, rng(args.seed, name, k, "tasks"))
+        plays = plain_groups(chosen, args.group_size, args.seed, k, name)
         with run.timed("rollout"):  # B G records, one an episode
             records = rollout(policy, env, plays, **sampling_options(args))
         # what was better than its group, and better than other visits of its state
         assign_advantages(records, env, omega=args.omega, mode=args.adv_mode)
         with traced(run, policy, env, records, k), run.timed("update"):
             run.set_lr(optimizer)  # linearly to lr_end at the end of the budget
-            stream = rng(args.seed, PHASE, k, "mini-batches")
+            stream = rng(args.seed, name, k, "mini-batches")
             rows = rows_of(records)
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
         state["wins"].append(sum(record["success"] for record in records))

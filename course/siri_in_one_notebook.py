@@ -1,12 +1,14 @@
 # %% [markdown]
 # # SIRI in one notebook
 #
-# An agent wins a few games by luck, **writes down** what it did as short *skills*, **tests** every skill in paired games, and
-# then **trains itself to act as if it still saw** the useful ones. At the end the skills are thrown away.
+# An agent wins a few games by luck, **writes down** what it did as short *skills*, **tests** every
+# skill in paired games, and then **trains itself to act as if it still saw** the useful ones. At
+# the end the skills are thrown away.
 #
-# Everything is here: a language model of 0.1 million parameters, GiGPO, and the three phases of SIRI (arXiv 2606.02355), in about
-# 150 lines of code and a minute on one core. Only the toy world is imported. Numbers in brackets are the method's equations, as
-# in the project's `README.md`; the project's own functions compute the same values (`tests/test_course.py` checks that they do).
+# Everything is here: a language model of 0.1 million parameters, GiGPO, and the three phases of
+# SIRI (arXiv 2606.02355), in about 150 lines of code and a minute on one core. Only the toy world
+# is imported. Numbers in brackets are the method's equations, as in the project's `README.md`; the
+# project's own functions compute the same values (`tests/test_course.py` checks that they do).
 
 # %%
 import re
@@ -19,11 +21,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-sys.path.insert(0, str(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "envs" / "toy.py").exists())))
+sys.path.insert(
+    0, str(next(p for p in [Path.cwd(), *Path.cwd().parents] if (p / "envs" / "toy.py").exists()))
+)
 from envs.toy import PLACES, USUAL, Kitchen  # the only thing that is not written down here
 
 SEED, BUDGET = 0, 1.0  # BUDGET: share of the iterations below
-began, random = time.time(), np.random.default_rng(SEED)
+began, random = time.process_time(), np.random.default_rng(SEED)
 torch.set_num_threads(1)
 torch.manual_seed(SEED)
 env = Kitchen()
@@ -31,8 +35,9 @@ env = Kitchen()
 # %% [markdown]
 # ## The world
 #
-# A kitchen with six places. One thing is asked for; going to a place shows what is there, taking the thing where it is wins.
-# Four steps are allowed. Every kind of thing has a usual place, where it is in four of five games. Nobody says which.
+# A kitchen with six places. One thing is asked for; going to a place shows what is there, taking
+# the thing where it is wins. Four steps are allowed. Every kind of thing has a usual place, where
+# it is in four of five games. Nobody says which.
 
 # %%
 step = env.reset("train/apple-03")
@@ -44,10 +49,17 @@ for action in ["go shelf", "go fridge", "take apple"]:
 # %% [markdown]
 # ## The policy: a tiny language model
 #
-# A causal transformer over thirty words. A response is sampled word by word until the line ends; nothing forbids nonsense.
+# A causal transformer over thirty words. A response is sampled word by word until the line ends;
+# nothing forbids nonsense.
 
 # %%
-WORDS = ["<pad>", "\n", *"task : find hint when go take room fails nothing .".split(), *USUAL, *PLACES]
+WORDS = [
+    "<pad>",
+    "\n",
+    *"task : find hint when go take room fails nothing .".split(),
+    *USUAL,
+    *PLACES,
+]
 
 
 def encode(text):
@@ -61,15 +73,24 @@ def decode(ids):
 class Policy(torch.nn.Module):
     def __init__(self, width=64, layers=2, longest=64):
         super().__init__()
-        self.words, self.places = torch.nn.Embedding(len(WORDS), width), torch.nn.Embedding(longest, width)
-        layer = torch.nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0, batch_first=True, norm_first=True)
+        self.words, self.places = (
+            torch.nn.Embedding(len(WORDS), width),
+            torch.nn.Embedding(longest, width),
+        )
+        layer = torch.nn.TransformerEncoderLayer(
+            width, 4, 4 * width, dropout=0, batch_first=True, norm_first=True
+        )
         self.layers = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = torch.nn.Linear(width, len(WORDS))
 
-    def forward(self, ids):  # (B, T) -> logits (B, T, V); each position sees itself and what is before it
+    def forward(
+        self, ids
+    ):  # (B, T) -> logits (B, T, V); each position sees itself and what is before it
         T = ids.shape[1]
         causal = torch.nn.Transformer.generate_square_subsequent_mask(T)
-        return self.head(self.layers(self.words(ids) + self.places.weight[:T], mask=causal, is_causal=True))
+        return self.head(
+            self.layers(self.words(ids) + self.places.weight[:T], mask=causal, is_causal=True)
+        )
 
 
 def padded(lists):  # on the right: a causal model never looks there
@@ -80,19 +101,27 @@ def logprobs(policy, prompts, responses):
     """(B, R) log pi(y_j | prompt, y_<j), and a mask of the tokens that are there."""
     logp = policy(padded([p + y for p, y in zip(prompts, responses)])).log_softmax(-1)
     y, there = padded(responses), padded([[1] * len(one) for one in responses])
-    at = torch.tensor([len(p) - 1 for p in prompts])[:, None] + torch.arange(y.shape[1])  # token j is predicted one before it
+    at = torch.tensor([len(p) - 1 for p in prompts])[:, None] + torch.arange(
+        y.shape[1]
+    )  # token j is predicted one before it
     at = at.clamp(max=logp.shape[1] - 1)
-    return logp.gather(1, at[..., None].expand(-1, -1, logp.shape[2])).gather(2, y[..., None])[..., 0], there
+    return logp.gather(1, at[..., None].expand(-1, -1, logp.shape[2])).gather(2, y[..., None])[
+        ..., 0
+    ], there
 
 
 @torch.no_grad()
 def sample(policy, prompts, most, temperature=1.0):
     """A response per prompt: token ids up to the end of the line, `most` at most."""
     responses = [[] for _ in prompts]
-    while open_ := [i for i, y in enumerate(responses) if len(y) < most and (not y or y[-1] != encode("\n")[0])]:
+    while open_ := [
+        i for i, y in enumerate(responses) if len(y) < most and (not y or y[-1] != encode("\n")[0])
+    ]:
         sequences = [prompts[i] + responses[i] for i in open_]
         logits = policy(padded(sequences))[range(len(open_)), [len(s) - 1 for s in sequences]]
-        for i, token in zip(open_, torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0].tolist()):
+        for i, token in zip(
+            open_, torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0].tolist()
+        ):
             responses[i].append(token)
     return responses
 
@@ -100,43 +129,63 @@ def sample(policy, prompts, most, temperature=1.0):
 # %% [markdown]
 # ## Schooling: what an instruct model brings
 #
-# A random model does not speak. In ten seconds of imitation it learns the *language*: that an action is two words, that a hint in
-# the prompt is to be followed, and how one writes down what a winning episode did. It learns **nothing about where things are**:
-# in these examples that is drawn anew every time.
+# A random model does not speak. In ten seconds of imitation it learns the *language*: that an
+# action is two words, that a hint in the prompt is to be followed, and how one writes down what a
+# winning episode did. It learns **nothing about where things are**: in these examples that is drawn
+# anew every time.
+
 
 # %%
 def example():
-    """(prompt, what follows it): a random player's episode, half of them with a random hint, at its end perhaps a hint written."""
+    """(prompt, what follows it): a random player's episode, half of them with a random hint, at its
+    end perhaps a hint written."""
     now, hint = env.reset(random.choice(env.tasks("train"))), []
     if random.random() < 0.5:
         hint = [{"condition": env.task, "strategy": f"go {random.choice(PLACES)}"}]
-    text, found = "", False
+    text, place, found = "", "", False
     for t in range(4):
-        action = f"take {env.thing}" if random.random() < (0.5 if found else 0.2) else f"go {random.choice(PLACES)}"
+        action = (
+            f"take {env.thing}"
+            if random.random() < (0.5 if found else 0.2)
+            else f"go {random.choice(PLACES)}"
+        )
         action = hint[0]["strategy"] if hint and t == 0 else action
         text += action + "\n"
-        if found and action[:4] == "take":  # a win, which can be written down: the place before the last action
-            return encode(env.prompt(env.task, [], now, hint, "compact")), encode(f"{text}hint : when {env.task} : go {place}\n")
+        if (
+            found and action[:4] == "take"
+        ):  # a win, which can be written down: the place before the last action
+            return encode(env.prompt(env.task, [], now, hint, "compact")), encode(
+                f"{text}hint : when {env.task} : go {place}\n"
+            )
         place, found = action[3:], action[:2] == "go" and random.random() < 0.4
-        text += f"{place} : {env.thing if found else 'nothing'} .\n" if action[:2] == "go" else "fails .\n"
+        text += (
+            f"{place} : {env.thing if found else 'nothing'} .\n"
+            if action[:2] == "go"
+            else "fails .\n"
+        )
     return encode(env.prompt(env.task, [], now, hint, "compact")), encode(text)
 
 
 policy = Policy()
 optimizer = torch.optim.AdamW(policy.parameters(), lr=2e-3)
-for i in range(round(400 * max(BUDGET, 0.5))):
+for _ in range(round(400 * max(BUDGET, 0.25))):
     prompts, texts = zip(*(example() for _ in range(32)))
     logp, there = logprobs(policy, prompts, texts)
     loss = -(logp * there).sum() / there.sum()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-print(f"{sum(p.numel() for p in policy.parameters()):,} parameters, loss {loss.item():.2f}, {time.time() - began:.0f} s")
+print(
+    f"{sum(p.numel() for p in policy.parameters()):,} parameters, loss {loss.item():.2f}, "
+    f"{time.process_time() - began:.0f} s of computing"
+)
 
 # %% [markdown]
 # ## Episodes
 #
-# All episodes of an iteration are played side by side. A *group* is several tries of the same game from the same start.
+# All episodes of an iteration are played side by side. A *group* is several tries of the same game
+# from the same start.
+
 
 # %%
 def play(policy, tries, temperature=1.0):
@@ -145,7 +194,16 @@ def play(policy, tries, temperature=1.0):
     for group, task_id, skill in tries:
         world = env.fork()
         now = world.reset(task_id)
-        episodes.append({"group": group, "task_id": task_id, "skill": skill, "task": world.task, "won": False, "steps": []})
+        episodes.append(
+            {
+                "group": group,
+                "task_id": task_id,
+                "skill": skill,
+                "task": world.task,
+                "won": False,
+                "steps": [],
+            }
+        )
         episodes[-1] |= {"world": world, "now": now, "history": []}
     alive = episodes
     while alive:
@@ -154,8 +212,15 @@ def play(policy, tries, temperature=1.0):
             action, valid = env.parse(decode(y), "compact", e["now"])
             before, e["now"] = e["now"], e["world"].step(action)
             plain = encode(prompt(e | {"now": before}, []))
-            about = {"observation": before.observation, "action": action, "valid": valid, "reward": e["now"].reward}
-            e["steps"].append(about | {"prompt": p, "plain": plain, "response": y, "text": decode(y)})
+            about = {
+                "observation": before.observation,
+                "action": action,
+                "valid": valid,
+                "reward": e["now"].reward,
+            }
+            e["steps"].append(
+                about | {"prompt": p, "plain": plain, "response": y, "text": decode(y)}
+            )
             e["history"].append((before, action))
             e["won"] = e["now"].won
         alive = [e for e in alive if not e["now"].done]
@@ -167,7 +232,8 @@ def prompt(e, skills):
 
 
 def groups(task_ids, skill_of=lambda task_id: None, G=8):
-    """G tries per game; where there is a skill for it, half of them with the skill in the prompt."""
+    """G tries per game; where there is a skill for it, half of them with the skill in the
+    prompt."""
     tries = []
     for g, task_id in enumerate(task_ids):
         skill = skill_of(task_id)
@@ -181,7 +247,12 @@ def success(episodes):
 
 def evaluate(policy, skill_of=lambda task_id: None):
     """Success in the 60 validation games, five times each."""
-    return success(play(policy, [(0, task_id, skill_of(task_id)) for task_id in env.tasks("valid") for _ in range(5)]))
+    return success(
+        play(
+            policy,
+            [(0, task_id, skill_of(task_id)) for task_id in env.tasks("valid") for _ in range(5)],
+        )
+    )
 
 
 print(f"after schooling: {evaluate(policy):.2f} of the games are won")
@@ -189,8 +260,10 @@ print(f"after schooling: {evaluate(policy):.2f} of the games are won")
 # %% [markdown]
 # ## Credit: GiGPO
 #
-# Two comparisons. **The whole try** against the other tries of its group (4), and **one step** against the other visits of the same
-# state (the *anchor*: the same observation) in that group (6). The same number is used for every token of the step.
+# Two comparisons. **The whole try** against the other tries of its group (4), and **one step**
+# against the other visits of the same state (the *anchor*: the same observation) in that group (6).
+# The same number is used for every token of the step.
+
 
 # %%
 def normal(values):
@@ -206,7 +279,10 @@ def advantages(episodes, gamma=0.95, omega=1.0, cost=0.1):
         q, total = 0.0, sum(s["reward"] for s in e["steps"])
         for s in reversed(e["steps"]):
             q = s["reward"] + gamma * q  # (1) the discounted return from here
-            s["q"], s["e"] = q - cost * (not s["valid"]), total - cost * (not s["valid"])  # (2), (3) nonsense costs a little
+            s["q"], s["e"] = (
+                q - cost * (not s["valid"]),
+                total - cost * (not s["valid"]),
+            )  # (2), (3) nonsense costs a little
         for s in e["steps"]:
             by_group[e["group"]].append(s)
             by_anchor[e["group"], s["observation"]].append(s)  # (5)
@@ -222,9 +298,12 @@ def advantages(episodes, gamma=0.95, omega=1.0, cost=0.1):
 # %% [markdown]
 # ## The losses
 #
-# Clipped policy gradient (9) on every step, under the prompt that it was played with. In phase 2 also L_int (19): the log-prob of the
-# same response under the **plain** prompt, weighted by M w. Gate M (17): tokens of the action (the end of the line is none), in episodes
-# that were played with a skill, in groups where the skill helped (D_g > 0). Weight w (18): the step's own advantage, clipped to [0, 2].
+# Clipped policy gradient (9) on every step, under the prompt that it was played with. In phase 2
+# also L_int (19): the log-prob of the same response under the **plain** prompt, weighted by M w.
+# Gate M (17): tokens of the action (the end of the line is none), in episodes that were played with
+# a skill, in groups where the skill helped (D_g > 0). Weight w (18): the step's own advantage,
+# clipped to [0, 2].
+
 
 # %%
 def policy_loss(logp, old, A, clip=0.2, dual=3.0):
@@ -243,9 +322,13 @@ def gate_and_weight(episodes, effects, w_max=2.0):
 
 
 def internalisation_loss(policy, steps):
-    """(19) L_int = - sum M w log pi(y | plain prompt) / sum M, of steps of which some token has M = 1."""
+    """(19) L_int = - sum M w log pi(y | plain prompt) / sum M, of steps of which some token has M =
+    1."""
     logp, _ = logprobs(policy, [s["plain"] for s in steps], [s["response"] for s in steps])
-    M, w = padded([s["M"] for s in steps]), torch.tensor([s["w"] for s in steps], dtype=torch.float32)[:, None]
+    M, w = (
+        padded([s["M"] for s in steps]),
+        torch.tensor([s["w"] for s in steps], dtype=torch.float32)[:, None],
+    )
     return -(M * w * logp).sum() / M.sum()
 
 
@@ -271,17 +354,23 @@ def update(policy, optimizer, episodes, lam, parts=4):
 # %% [markdown]
 # ## One iteration, the same in all phases
 #
-# Paired groups give every skill its effect: D_g (14) is the success of the skill half minus that of the plain half, same game, same
-# start. Its running mean is the skill's *utility* (15), and that decides about its life (16).
+# Paired groups give every skill its effect: D_g (14) is the success of the skill half minus that of
+# the plain half, same game, same start. Its running mean is the skill's *utility* (15), and that
+# decides about its life (16).
+
 
 # %%
 def credit(skill, delta, a=0.2, n_eval=3, tau=0.05, retire_after=3):
-    skill["utility"] = delta if not skill["deltas"] else (1 - a) * skill["utility"] + a * delta  # (15)
     skill["deltas"].append(delta)
+    n = len(skill["deltas"])
+    a = max(a, 1 / n)  # the plain mean, until there are enough pairs for a running one
+    skill["utility"] = (1 - a) * skill["utility"] + a * delta  # (15)
     skill["negative"] = skill["negative"] + 1 if skill["utility"] < 0 else 0
-    if skill["status"] == "candidate" and len(skill["deltas"]) >= n_eval and skill["utility"] > tau:  # (16)
+    if n < n_eval:
+        return
+    if skill["status"] == "candidate" and skill["utility"] > tau:  # (16)
         skill["status"] = "active"
-    if skill["negative"] >= retire_after or (skill["status"] == "candidate" and len(skill["deltas"]) >= 3 * n_eval):
+    elif skill["negative"] >= retire_after or (skill["status"] == "candidate" and n >= 3 * n_eval):
         skill["status"] = "retired"
 
 
@@ -294,7 +383,8 @@ def paired_effects(episodes):
 
 
 def taught_logprob(policy, episodes):
-    """Mean log-prob of a taught token under the plain prompt, weighted by w: what internalisation is to raise."""
+    """Mean log-prob of a taught token under the plain prompt, weighted by w: what internalisation
+    is to raise."""
     taught = [s for e in episodes for s in e["steps"] if any(s["M"]) and s["w"] > 0]
     scale = sum(s["w"] * sum(s["M"]) for s in taught) / max(1, sum(sum(s["M"]) for s in taught))
     with torch.no_grad():
@@ -302,7 +392,9 @@ def taught_logprob(policy, episodes):
 
 
 def iteration(policy, optimizer, phase, skill_of=lambda task_id: None, lam=0.0, games=12):
-    episodes = play(policy, groups(random.choice(env.tasks("train"), games, replace=False), skill_of))
+    episodes = play(
+        policy, groups(random.choice(env.tasks("train"), games, replace=False), skill_of)
+    )
     effects = paired_effects(episodes)
     for g, delta in effects.items():
         credit(next(e["skill"] for e in episodes if e["group"] == g and e["skill"]), delta)
@@ -326,40 +418,58 @@ log, pool = [], []
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4)
 while len(log) < 40 * BUDGET and not (len(log) >= 3 and success(pool) >= 0.25):  # (13)
     pool = (pool + iteration(policy, optimizer, "warm-up"))[-3 * 96 :]  # the last three iterations
-warm = {name: value.clone() for name, value in policy.state_dict().items()}  # the control starts here, too
-print(f"{len(log)} iterations, success {success(pool):.2f}; {time.time() - began:.0f} s")
+warm = {
+    name: value.clone() for name, value in policy.state_dict().items()
+}  # the control starts here, too
+print(f"{len(log)} iterations, success {success(pool):.2f}")
 
 # %% [markdown]
 # ## Phase 1: it writes skills, and pairs of games test them
 #
-# The policy reads some of its winning episodes and writes one line about each. What it writes may be wrong, and what it reads may have
-# been luck (every fifth game). So each is tried in paired groups, the least-tried first, never on the game that it was written from.
+# The policy reads some of its winning episodes and writes one line about each. What it writes may
+# be wrong, and what it reads may have been luck (every fifth game). So each is tried in paired
+# groups, the least-tried first, never on the game that it was written from.
+
 
 # %%
 def write_skills(policy, pool, per_thing=3):
     chosen, bank = [], []
-    for e in sorted((e for e in pool if e["won"]), key=lambda e: len(e["steps"])):  # in a short episode the cause is visible
+    for e in sorted(
+        (e for e in pool if e["won"]), key=lambda e: len(e["steps"])
+    ):  # in a short episode the cause is visible
         same = [other["task_id"] for other in chosen if other["task"] == e["task"]]
         if len(same) < per_thing and e["task_id"] not in same:
             chosen.append(e)
-    for e, y in zip(chosen, sample(policy, [encode(env.summary_prompt(e, "compact")) for e in chosen], 12)):
+    for e, y in zip(
+        chosen, sample(policy, [encode(env.summary_prompt(e, "compact")) for e in chosen], 12)
+    ):
         try:
-            skill = env.parse_skill(decode(y).strip(), "compact") | {"kind": env.task_type(e["task_id"])}
+            skill = env.parse_skill(decode(y).strip(), "compact") | {
+                "kind": env.task_type(e["task_id"])
+            }
         except ValueError as reason:
             print(f"rejected ({reason}): {decode(y)!r}")
             continue
-        if not any((s["kind"], s["strategy"]) == (skill["kind"], skill["strategy"]) for s in bank):  # else a near duplicate
+        if not any(
+            (s["kind"], s["strategy"]) == (skill["kind"], skill["strategy"]) for s in bank
+        ):  # else a near duplicate
             life = {"status": "candidate", "utility": 0.0, "deltas": [], "negative": 0}
             bank.append(skill | life | {"from": e["task_id"]})
     return bank
 
 
 def fitting(task_id, *status):
-    return [s for s in bank if s["kind"] == env.task_type(task_id) and s["status"] in status and s["from"] != task_id]
+    return [
+        s
+        for s in bank
+        if s["kind"] == env.task_type(task_id) and s["status"] in status and s["from"] != task_id
+    ]
 
 
 def least_tried(task_id):
-    return min(fitting(task_id, "candidate", "active"), key=lambda s: len(s["deltas"]), default=None)
+    return min(
+        fitting(task_id, "candidate", "active"), key=lambda s: len(s["deltas"]), default=None
+    )
 
 
 def best(task_id):
@@ -370,28 +480,34 @@ bank = write_skills(policy, pool)
 for _ in range(max(1, round(8 * BUDGET))):
     iteration(policy, optimizer, "mining", least_tried)
 for s in sorted(bank, key=lambda s: -s["utility"]):
-    print(f"{s['status']:9s} utility {s['utility']:+.2f} of {len(s['deltas']):2d} pairs   when {s['condition']} : {s['strategy']}")
-tested = [s | {"deltas": list(s["deltas"])} for s in bank if len(s["deltas"]) > 1]  # as they stand now, for the figure
+    print(
+        f"{s['status']:9s} utility {s['utility']:+.2f} of {len(s['deltas']):2d} pairs   when "
+        f"{s['condition']} : {s['strategy']}"
+    )
+tested = [
+    s | {"deltas": list(s["deltas"])} for s in bank if len(s["deltas"]) > 1
+]  # as they stand now, for the figure
 mined = {"plain prompt": evaluate(policy), "with the best active skill": evaluate(policy, best)}
-print(f"validation games: {mined}; {time.time() - began:.0f} s")
+print(f"validation games: {mined}; {time.process_time() - began:.0f} s of computing")
 
 # %% [markdown]
 # ## Phase 2: internalisation
 #
-# Groups are played in pairs as before, with the best active skill. Now lambda > 0: what won thanks to the skill is taught under the
-# prompt that does not have it.
+# Groups are played in pairs as before, with the best active skill. Now lambda > 0: what won thanks
+# to the skill is taught under the prompt that does not have it.
 
 # %%
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4)
 for _ in range(max(1, round(16 * BUDGET))):
     iteration(policy, optimizer, "distillation", best, lam=1.0)
 end = {"plain prompt": evaluate(policy), "with the best active skill": evaluate(policy, best)}
-print(f"validation games: {end}; {time.time() - began:.0f} s")
+print(f"validation games: {end}; {time.process_time() - began:.0f} s of computing")
 
 # %% [markdown]
 # ## The control: GiGPO alone, as many episodes
 #
-# From the same warm policy, with the same number of episodes. Without it no curve says anything about skills.
+# From the same warm policy, with the same number of episodes. Without it no curve says anything
+# about skills.
 
 # %%
 control = Policy()
@@ -399,22 +515,42 @@ control.load_state_dict(warm)
 optimizer = torch.optim.AdamW(control.parameters(), lr=3e-4)
 for _ in range(sum(line["phase"] in ("mining", "distillation") for line in log)):
     iteration(control, optimizer, "GiGPO alone")
-print(f"GiGPO alone {evaluate(control):.2f}, SIRI {end['plain prompt']:.2f} of the validation games, plain prompt")
+print(
+    f"GiGPO alone {evaluate(control):.2f}, SIRI {end['plain prompt']:.2f} of the validation games, "
+    "plain prompt"
+)
 
 # %% [markdown]
 # ## Look
 #
-# Left: success while training. Middle: the effect of every skill by its own pairs. Right: the log-prob of the taught actions **under
-# the plain prompt**, before and after each update. This is internalisation, in one number.
+# Left: success while training. Middle: the effect of every skill by its own pairs. Right: the
+# log-prob of the taught actions **under the plain prompt**, before and after each update. This is
+# internalisation, in one number.
 
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
 siri = [line for line in log if line["phase"] != "GiGPO alone"]
 first = sum(line["phase"] == "warm-up" for line in log)
 x = 96 * (1 + np.arange(len(siri)))
-left.plot(x, [line["plain"] for line in siri], "o-", ms=4, color="#0072B2", label="SIRI, plain prompt")
-left.plot(x, [line["skill"] or np.nan for line in siri], "s--", ms=4, color="#D55E00", label="the skill half of the groups")
-left.plot(x[first:], [line["plain"] for line in log[len(siri) :]], "^:", ms=4, color="#555555", label="GiGPO alone")
+left.plot(
+    x, [line["plain"] for line in siri], "o-", ms=4, color="#0072B2", label="SIRI, plain prompt"
+)
+left.plot(
+    x,
+    [line["skill"] or np.nan for line in siri],
+    "s--",
+    ms=4,
+    color="#D55E00",
+    label="the skill half of the groups",
+)
+left.plot(
+    x[first:],
+    [line["plain"] for line in log[len(siri) :]],
+    "^:",
+    ms=4,
+    color="#555555",
+    label="GiGPO alone",
+)
 for phase in ("mining", "distillation"):
     at = next(i for i, line in enumerate(siri) if line["phase"] == phase)
     left.axvline(x[at] - 48, color="#999999", lw=0.8)
@@ -428,15 +564,39 @@ for i, s in enumerate(tested):
     half = 1.96 * np.std(s["deltas"], ddof=1) / len(s["deltas"]) ** 0.5
     mark, colour = marks[s["status"]]
     middle.errorbar(np.mean(s["deltas"]), i, xerr=half, fmt=mark, color=colour, capsize=2)
-middle.set_yticks(range(len(tested)), [f"{s['condition'][5:]}: {s['strategy']} ({s['status']})" for s in tested], fontsize=8)
+middle.set_yticks(
+    range(len(tested)),
+    [f"{s['condition'][5:]}: {s['strategy']} ({s['status']})" for s in tested],
+    fontsize=8,
+)
 middle.axvline(0, color="#999999", lw=0.8)
 middle.set(xlabel="success with the skill minus without, 95 %", title="effect in its own pairs")
 
-steps = [(i, line) for i, line in enumerate(line for line in siri if line["phase"] == "distillation") if line["before"] == line["before"]]
+steps = [
+    (i, line)
+    for i, line in enumerate(line for line in siri if line["phase"] == "distillation")
+    if line["before"] == line["before"]
+]
 for i, line in steps:
-    right.annotate("", (i, line["after"]), (i, line["before"]), arrowprops={"arrowstyle": "->", "color": "#0072B2"})
-right.plot([i for i, _ in steps], [line["before"] for _, line in steps], "o", ms=4, color="#555555", label="before the update")
-right.set(xlabel="iteration of distillation", ylabel="log-prob per taught token, plain prompt", title="internalisation")
+    right.annotate(
+        "",
+        (i, line["after"]),
+        (i, line["before"]),
+        arrowprops={"arrowstyle": "->", "color": "#0072B2"},
+    )
+right.plot(
+    [i for i, _ in steps],
+    [line["before"] for _, line in steps],
+    "o",
+    ms=4,
+    color="#555555",
+    label="before the update",
+)
+right.set(
+    xlabel="iteration of distillation",
+    ylabel="log-prob per taught token, plain prompt",
+    title="internalisation",
+)
 right.legend(fontsize=8, loc="lower right")
 plt.show()
 
@@ -457,21 +617,28 @@ for thing, place in USUAL.items():
     cells = []
     for model, hints in ((before, []), (before, hint), (control, []), (after, []), (after, hint)):
         with torch.no_grad():
-            logp, _ = logprobs(model, [encode(env.prompt(env.task, [], now, hints, "compact"))], [encode(f"go {place}\n")])
+            logp, _ = logprobs(
+                model,
+                [encode(env.prompt(env.task, [], now, hints, "compact"))],
+                [encode(f"go {place}\n")],
+            )
         cells.append(f"{logp.sum().exp().item():.2f}")
     print("{:20s}{:8s}{:16s}{:24s}{:8s}{}".format(f"{thing}: go {place}"[:19], *cells))
-print(f"\n{time.time() - began:.0f} s in all")
+print(f"\n{time.process_time() - began:.0f} s of computing in all")
 
 # %% [markdown]
 # ## What would break it?
 #
 # Change one thing, predict what the three panels show, run again:
 #
-# 1. `is_open = True` for every skill episode in `gate_and_weight` (no D_g > 0): is a harmful skill taught, too?
+# 1. `is_open = True` for every skill episode in `gate_and_weight` (no D_g > 0): is a harmful skill
+#    taught, too?
 # 2. `s["w"] = 1.0`: all steps of a winning group are taught alike, the useless ones as well.
-# 3. `s["plain"]` replaced by `s["prompt"]` in `internalisation_loss`: every curve but one looks fine. Which?
+# 3. `s["plain"]` replaced by `s["prompt"]` in `internalisation_loss`: every curve but one looks
+#    fine. Which?
 # 4. `least_tried` in phase 2: what does the policy learn from skills that were never promoted?
 # 5. Another seed. Half of what one run shows is luck, and the figure in the middle says how much.
 #
-# The same method on household games and on a shop, with a policy that can be anything from the 0.7-million-parameter stand-in to
-# a 7B model: `warmup.py`, `mine.py`, `distill.py`, `evaluate.py`. The chapters beside this notebook take them apart.
+# The same method on household games and on a shop, with a policy that can be anything from the
+# 0.7-million-parameter stand-in to a 7B model: `warmup.py`, `mine.py`, `distill.py`, `evaluate.py`.
+# The chapters beside this notebook take them apart.

@@ -1,16 +1,24 @@
-"""A kitchen small enough to think through: --env envs.toy:Kitchen plays it, and course/siri_in_one_notebook.ipynb is built on it.
+"""A kitchen small enough to think through: --env envs.toy:Kitchen plays it, and
+course/siri_in_one_notebook.ipynb is built on it.
 
-One thing is asked for, six places may hold it, four steps are allowed: going to a place shows what is there, taking the thing there wins.
-Every kind of thing has a usual place, where it is in four of five games.  Nobody says so: that is the rule which a skill can put into
-words ("when find apple : go fridge"), and the fifth game is why a skill written from one lucky win may be worthless.
-"""
+One thing is asked for, six places may hold it, four steps are allowed: going to a place shows what
+is there, taking the thing there wins. Every kind of thing has a usual place, where it is in four of
+five games.  Nobody says so: that is the rule which a skill can put into words ("when find apple :
+go fridge"), and the fifth game is why a skill written from one lucky win may be worthless."""
 
 import copy
 import zlib
 
 from envs import Step, check_skill, skill_from_line, skill_section
 
-USUAL = {"apple": "fridge", "mug": "cabinet", "book": "shelf", "pen": "drawer", "pan": "stoveburner", "cloth": "sinkbasin"}
+USUAL = {
+    "apple": "fridge",
+    "mug": "cabinet",
+    "book": "shelf",
+    "pen": "drawer",
+    "pan": "stoveburner",
+    "cloth": "sinkbasin",
+}
 PLACES = list(USUAL.values())
 
 
@@ -18,7 +26,11 @@ class Kitchen:
     split_names, max_steps = ("train", "valid"), 4
 
     def tasks(self, split):
-        return [f"{split}/{thing}-{i:02d}" for thing in USUAL for i in range(40 if split == "train" else 10)]
+        return [
+            f"{split}/{thing}-{i:02d}"
+            for thing in USUAL
+            for i in range(40 if split == "train" else 10)
+        ]
 
     def task_type(self, task_id):
         return task_id.split("/")[1].split("-")[0]  # the thing
@@ -34,7 +46,10 @@ class Kitchen:
         chance = zlib.crc32(task_id.encode())  # the same kitchen on every machine
         others = [place for place in PLACES if place != USUAL[self.thing]]
         self.place = USUAL[self.thing] if chance % 5 else others[chance // 5 % 5]
-        self.task, self.actions = f"find {self.thing}", [f"go {place}" for place in PLACES] + [f"take {self.thing}"]
+        self.task, self.actions = (
+            f"find {self.thing}",
+            [f"go {place}" for place in PLACES] + [f"take {self.thing}"],
+        )
         return Step("room .", self.actions)
 
     def step(self, action):
@@ -44,7 +59,9 @@ class Kitchen:
         seen = f"{self.thing} ." if won else "fails ."
         if verb == "go" and what in PLACES:
             self.here, seen = what, f"{what} : {self.thing if what == self.place else 'nothing'} ."
-        return Step(seen, self.actions, 10.0 * won, won or self.taken == self.max_steps, won, float(won))
+        return Step(
+            seen, self.actions, 10.0 * won, won or self.taken == self.max_steps, won, float(won)
+        )
 
     # the words of the prompts
 

@@ -1,19 +1,42 @@
 #!/usr/bin/env bash
-# What carries the gain: short distillations from the same mined skills, each without one part of the method, or with other skills.
-# Needs runs of recipes/compare.sh (runs/siri-SEED).  Resumable.  On one core about 2 minutes per ablation and seed.
+# What carries the gain: short distillations from the same mined skills, each without one part of
+# the method (a patch of recipes/ablations/), or with other skills.  Needs runs of
+# recipes/compare.sh (runs/siri-SEED).  Resumable.  On one core about 2 minutes per ablation and
+# seed.
 #   bash recipes/ablations.sh [SEEDS] [ITERATIONS of distillation] [more arguments for training]
 #   JOBS=2 bash recipes/ablations.sh "0 1 2" 6 --threads 1          two at a time
 # Further arguments of evaluation: EVALUATE="--threads 1"
 set -euo pipefail
+set -f # a word such as * is not looked for among files
 cd "$(dirname "$0")/.."
-seeds=${1:-0 1 2} iterations=${2:-6} source=${SOURCE:-siri}
+seeds=${1:-0 1 2} iterations=${2:-6} source=${SOURCE:-siri} at_once=${JOBS:-1}
 shift $(($# < 2 ? $# : 2))
 more=("$@") pids=
+refuse() {
+  echo "error: $1" >&2
+  exit 2
+}
+[[ $seeds =~ ^[0-9]+(\ +[0-9]+)*$ ]] || refuse "SEEDS: expected such as '0 1 2', found '$seeds'"
+[[ $iterations =~ ^[1-9][0-9]{0,8}$ ]] || refuse "ITERATIONS: a number, found '$iterations'"
+[[ $source =~ ^[A-Za-z0-9._-]+$ ]] || refuse "SOURCE: a run's name, found '$source'"
+[[ $at_once =~ ^[1-9][0-9]?$ ]] || refuse "JOBS: expected a number, found '$at_once'"
+copies=$(mktemp -d)
+# a job in the background is a process group of its own, which ends with this script however that
+# ends
+set -m
+trap 'for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done; rm -rf "$copies"' EXIT
+trap 'exit 130' INT TERM HUP
 mkdir -p runs
 python -m tiny.players >runs/oracle.jsonl
 python -m tiny.players --useless >runs/useless.jsonl
+patched() { # the folder of the code with one idea changed: name of a patch
+  [ -d "$copies/$1" ] && return
+  mkdir "$copies/$1"
+  git ls-files -z | xargs -0 cp --parents -t "$copies/$1"
+  (cd "$copies/$1" && GIT_CEILING_DIRECTORIES=$copies git apply "recipes/ablations/$1.patch")
+}
 beside() { # runs a command beside at most JOBS - 1 others
-  while [ "$(jobs -rp | wc -l)" -ge "${JOBS:-1}" ]; do wait -n; done
+  while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do wait -n; done
   "$@" &
   pids="$pids $!"
 }
@@ -21,42 +44,48 @@ join() { # waits for all of them, and fails where one has failed
   for pid in $pids; do wait "$pid"; done
   pids=
 }
-train() { # phase, run, its arguments
-  [ -f "runs/$2/$1/done" ] || python "$1.py" --run "$2" "${@:3}" "${more[@]}"
+train() { # folder of the code, phase, run, its arguments
+  [ -f "runs/$3/$2/done" ] || python "$1/$2.py" --run "$3" "${@:4}" "${more[@]}"
 }
-distil() { # name, source run, its arguments
+distil() { # name, code, source run, its arguments
   arms="$arms abl-$1"
-  beside train distill "abl-$1-$seed" --from "runs/$2-$seed/mine" --seed "$seed" --iterations "$iterations" --lr-end 1 "${@:3}"
+  beside train "$2" distill "abl-$1-$seed" --from "runs/$3-$seed/mine" --seed "$seed" \
+    --iterations "$iterations" --lr-end 1 "${@:4}"
 }
+for patch in no-validation without-gate without-weight all-tokens; do patched $patch; done
 for seed in $seeds; do # skills that no pair has tested, before they are used
-  beside train mine "abl-untested-$seed" --from "runs/$source-$seed/warmup" --seed "$seed" --promote-all
+  beside train "$copies/no-validation" mine "abl-untested-$seed" \
+    --from "runs/$source-$seed/warmup" --seed "$seed"
 done
 join
 for seed in $seeds; do
   arms=
   other=$(printf '%s\n' $seeds | grep -vx "$seed" | head -1 || true)
-  distil siri "$source"
-  distil no-gate "$source" --without gate
-  distil no-weight "$source" --without weight
-  distil all-tokens "$source" --without mask
-  distil oracle "$source" --skills runs/oracle.jsonl
-  distil useless "$source" --skills runs/useless.jsonl
-  [ -z "$other" ] || distil other-seed "$source" --skills "runs/$source-$other/mine/skills.jsonl" # one seed alone has no other
-  distil lambda-0 "$source" --lambda-max 0
-  distil lambda-0.1 "$source" --lambda-max 0.1
-  distil lambda-2 "$source" --lambda-max 2
-  distil no-validation abl-untested
-  # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice as many
+  distil siri . "$source"
+  distil no-gate "$copies/without-gate" "$source"
+  distil no-weight "$copies/without-weight" "$source"
+  distil all-tokens "$copies/all-tokens" "$source"
+  distil oracle . "$source" --skills runs/oracle.jsonl
+  distil useless . "$source" --skills runs/useless.jsonl
+  # one seed alone has no other
+  [ -z "$other" ] || distil other-seed . "$source" --skills "runs/$source-$other/mine/skills.jsonl"
+  distil lambda-0 . "$source" --lambda-max 0
+  distil lambda-1 . "$source" --lambda-max 1
+  distil lambda-20 . "$source" --lambda-max 20
+  distil no-validation . abl-untested
+  # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice
+  # as many
   rounds=$((iterations + $(wc -l <"runs/$source-$seed/mine/metrics.jsonl")))
   for arm in gigpo gigpo-twice; do
     arms="$arms abl-$arm"
-    beside train warmup "abl-$arm-$seed" --model "runs/$source-$seed/warmup/policy" --seed "$seed" --stop-at 0 --iterations $rounds \
-      $([ $arm = gigpo-twice ] && echo --groups 32)
+    groups=$([ $arm = gigpo-twice ] && echo 32 || echo 16)
+    beside train . warmup "abl-$arm-$seed" --model "runs/$source-$seed/warmup/policy" \
+      --seed "$seed" --stop-at 0 --iterations $rounds --groups "$groups"
   done
 done
 join
 for temperature in 0.4 1.0; do
   # shellcheck disable=SC2086
-  python recipes/compare.py --final --arms $arms --seeds $seeds --temperature $temperature --out "results/ablations-t$temperature" \
-    ${EVALUATE:-}
+  python recipes/compare.py --final --arms $arms --seeds $seeds --temperature $temperature \
+    --out "results/ablations-t$temperature" ${EVALUATE:-}
 done

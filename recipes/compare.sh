@@ -1,35 +1,61 @@
 #!/usr/bin/env bash
-# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh optimizer and falling rate, GiGPO alone
-# trains on for the wall-clock that mining and distilling take.  The two stand side by side, one thread each, so that a busy machine slows
-# both alike.  Resumable.  On two cores about 13 minutes a seed, and 5 more to play the snapshots.
+# SIRI against its control, over seeds: from the same warm-up checkpoint, with the same fresh
+# optimizer and falling rate, GiGPO alone trains on for the wall-clock that mining and distilling
+# take.  The two stand side by side, one thread each, so that a busy machine slows both alike.
+# Resumable.  On two cores about 13 minutes a seed, and 5 more to play the snapshots.
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
-#   bash recipes/compare.sh "0 1 2 3 4"                          the default
-#   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour --snapshots 1      an hour instead of the default's 10 minutes of distillation
-#   WARMUP="--model runs/bases/less" bash recipes/compare.sh "0 1 2 3 4" less          another base: runs/siri-less-0, ..., results/compare-less/
-#   bash recipes/compare.sh "0 1 2 3 4" few --train-games 100    few games
-#   bash recipes/compare.sh "0 1 2" shop --env webshop           WebShop; without WEBSHOP_DATA the generated shop
-#   WARMUP="--stop-at 0.08" MINUTES=57 bash recipes/compare.sh 0 real --env webshop     an hour in the real one
+#   bash recipes/compare.sh "0 1 2 3 4"                      the default
+# an hour instead of the default's 10 minutes of distillation:
+#   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour --snapshots 1
+# another base: runs/siri-less-0, ..., results/compare-less/
+#   WARMUP="--model runs/bases/less" bash recipes/compare.sh "0 1 2 3 4" less
+# WebShop; without WEBSHOP_DATA the generated shop, with it an hour in the real one:
+#   bash recipes/compare.sh "0 1 2" shop --env webshop
+#   WARMUP="--stop-at 0.08" MINUTES=57 bash recipes/compare.sh 0 real --env webshop
 # SPLIT="held_out" plays only training games that were set aside: for tuning.
 set -euo pipefail
+set -f # a word such as * is not looked for among files
 cd "$(dirname "$0")/.."
 seeds=${1:-0 1 2 3 4} regime=${2:-} minutes=${MINUTES:-10}
 shift $(($# < 2 ? $# : 2))
 more=("$@") name=${regime:+-$regime}
-train() { # phase, run, its own arguments
-  [ -f "runs/$2/$1/done" ] || python "$1.py" --run "$2" --seed "$seed" --threads 1 --snapshots 0.2 "${more[@]}" "${@:3}"
+refuse() {
+  echo "error: $1" >&2
+  exit 2
 }
+# what becomes part of a command or of a path is checked here
+[[ $seeds =~ ^[0-9]+(\ +[0-9]+)*$ ]] || refuse "SEEDS: expected such as '0 1 2', found '$seeds'"
+[[ $regime =~ ^[A-Za-z0-9._-]*$ ]] || refuse "REGIME: expected letters and digits, found '$regime'"
+[[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "MINUTES: expected a number, found '$minutes'"
+[[ ${AT:-1} =~ ^[0-9.]+(\ +[0-9.]+)*$ ]] || refuse "AT: expected such as '1 2 4', found '$AT'"
+# a job in the background is a process group of its own, which ends with this script however that
+# ends
+set -m
+trap 'for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done' EXIT
+trap 'exit 130' INT TERM HUP
+train() { # phase, run, its own arguments
+  [ -f "runs/$2/$1/done" ] || python "$1.py" --run "$2" --seed "$seed" --threads 1 \
+    --snapshots 0.2 "${more[@]}" "${@:3}"
+}
+# the minutes of distillation and those that the phase whose `done` is named took
+together='import json, sys; spent = json.load(open(sys.argv[2]))["seconds"] / 60
+print(round(float(sys.argv[1]) + spent, 2))'
 for seed in $seeds; do
   siri=siri$name-$seed control=gigpo$name-$seed
   # shellcheck disable=SC2086  # several words or none
   train warmup "$siri" ${WARMUP:-}
   train mine "$siri"
-  as_long=$(python -c "import json; print(round($minutes + json.load(open('runs/$siri/mine/done'))['seconds'] / 60, 2))")
+  as_long=$(python -c "$together" "$minutes" "runs/$siri/mine/done")
   train distill "$siri" --minutes "$minutes" &
   one=$!
-  train warmup "$control" --model "runs/$siri/warmup/policy" --stop-at 0 --lr-end 0.1 --minutes "$as_long" &
+  train warmup "$control" --model "runs/$siri/warmup/policy" --stop-at 0 --lr-end 0.1 \
+    --minutes "$as_long" &
+  two=$!
+  wait -n || refuse "a run of seed $seed failed, its message is above; the other one is stopped"
   wait $one
-  wait $!
+  wait $two
 done
 # shellcheck disable=SC2086
-python recipes/compare.py --arms "gigpo$name" "siri$name" "siri$name+skills" --seeds $seeds --run "$siri" --out "results/compare$name" \
-  ${SPLIT:+--split $SPLIT} --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}
+python recipes/compare.py --arms "gigpo$name" "siri$name" "siri$name+skills" --seeds $seeds \
+  --run "$siri" --out "results/compare$name" ${SPLIT:+--split $SPLIT} \
+  --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The default: base, warm-up, mining, distillation and evaluation on two cores.  Resumable: run it again after an interruption.
+# The default: base, warm-up, mining, distillation and evaluation on two cores.  Resumable: run it
+# again after an interruption.
 #   bash recipes/laptop.sh [RUN] [more arguments for the three training phases, e.g. --seed 1]
 set -euo pipefail
 cd "$(dirname "$0")/.."

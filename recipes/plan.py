@@ -1,7 +1,7 @@
 """What a run will need, before renting the GPUs: memory by part, micro-batch, tokens, seconds an
 iteration, hours and cost.  From the config alone, no weights.
 
-    python recipes/plan.py --gpus 8 --gradient-checkpointing --price 2.5        (Qwen2.5-7B-Instruct)
+    python recipes/plan.py --gpus 8 --gradient-checkpointing --price 2.5      (Qwen2.5-7B-Instruct)
     python recipes/plan.py --gpus 1 --lora-rank 64 --gradient-checkpointing
     python recipes/plan.py --model FOLDER --env webshop --card H200
 
@@ -10,10 +10,11 @@ How the memory is counted stands in support/memory.py, which the update asks for
 How the seconds of an iteration are counted (P parameters, b bytes of one, E episodes a GPU):
 
     update      flops of `update_flops` / (matrix rate x share).  Measured on an H100: .30 for 1.5B,
-                .28 for 7B with LoRA (760 TFLOP/s are 1).  Sharded: or, where longer, the gathered weights
-                and shared gradients of every micro-batch over the slowest link
-    rollout     steps x response x one token position: all weights and the cache of E episodes are read
-                once, and what the program itself needs (`POSITION`); and 2 P flops for each prompt token
+                .28 for 7B with LoRA (760 TFLOP/s are 1).  Sharded: or, where longer, weights
+                gathered and gradients shared out, for every micro-batch, over the slowest link
+    rollout     steps x response x one token position: all weights and the cache of E episodes are
+                read once, and what the program itself needs (`POSITION`); and 2 P flops for each
+                prompt token
     sync        shards gathered; vLLM: its weights to the host and back (sleep, wake), and the copy
     host        what no GPU shortens: every process reads all records and packs all rows (`HOST`)
 
@@ -27,8 +28,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from envs import UserError  # noqa: E402
@@ -46,8 +46,10 @@ from support.memory import (  # noqa: E402
     weights_bytes,
 )
 
-# Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that cannot reach the Hub.
-# model type, hidden size, MLP width, layers, query heads, key heads, head size, vocabulary, one matrix for embedding and output
+# Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that
+# cannot reach the Hub.
+# model type, hidden size, MLP width, layers, query heads, key heads, head size, vocabulary, one
+# matrix for embedding and output
 SHAPES = {
     "Qwen2.5-0.5B": ("qwen2", 896, 4864, 24, 14, 2, 64, 151936, True),
     "Qwen2.5-1.5B": ("qwen2", 1536, 8960, 28, 12, 2, 128, 151936, True),
@@ -59,12 +61,14 @@ SHAPES = {
     "Qwen3-8B": ("qwen3", 4096, 12288, 36, 32, 8, 128, 151936, False),
 }
 FIELDS = (
-    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "tie_word_embeddings",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
 
-# Where no tokenizer is at hand: characters per token of chat prompts from random play with Qwen's vocabulary of 151,643 tokens
-# (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498 prompts), and tokens that the chat template adds.
+# Where no tokenizer is at hand: characters per token of chat prompts from random play with Qwen's
+# vocabulary of 151,643 tokens
+# (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498 prompts), and tokens that the chat
+# template adds.
 CHARACTERS_PER_TOKEN = {"alfworld": 3.16, "webshop": 2.94}
 TEMPLATE_TOKENS = 30
 
@@ -72,20 +76,22 @@ TEMPLATE_TOKENS = 30
 # GB of memory; TFLOP/s of bf16 matrix products as measured (benchmarks/gpu.py, 8192 cubed); TB/s of
 # memory by the data sheet
 CARDS = {"H100": (80, 760, 3.35), "H200": (141, 790, 4.8)}
-UPDATE_SHARE = 0.29  # of the matrix rate that updates reach: .30 at 1.5B, .28 at 7B with LoRA (H100)
+UPDATE_SHARE = 0.29  # of the matrix rate, in updates: .30 at 1.5B, .28 at 7B with LoRA (H100)
 PREFILL_SHARE = 0.4  # and reading prompts: not measured
 MEMORY_SHARE = 0.6  # of the data sheet's memory rate that sampling reaches: not measured
 # seconds of a token position besides the memory's: fixed, and per layer.  Not measured on a GPU
 POSITION = {"vllm": (5e-3, 0.0), "transformers": (5e-3, 1e-3)}
-LINK, NETWORK, TO_HOST = 300e9, 50e9, 25e9  # bytes/s: between a machine's GPUs; machines; GPU and host
-# seconds per row of an iteration in every process, on one shared 2-core CPU of 2026-11: .25 ms to read
+# bytes/s: between a machine's GPUs; between machines; between GPU and host
+LINK, NETWORK, TO_HOST = 300e9, 50e9, 25e9
+# seconds per row of an iteration in every process, on a shared CPU core of 2026-11: .25 ms to read
 # what the others played, .1 to pack it for the update, .2 to write it down (process 0)
 HOST = 0.55e-3
 LAYOUTS = [(1, 1), (2, 1), (8, 1), (8, 2)]  # GPUs of a machine, machines
 
 
 def read_config(name):
-    """The Hugging Face config of a folder, of a name in SHAPES, or of the Hub.  UserError where there is none."""
+    """The Hugging Face config of a folder, of a name in SHAPES, or of the Hub.  UserError where
+    there is none."""
     short = name.split("/")[-1].removesuffix("-Instruct")
     if not Path(name).is_dir() and short in SHAPES:
         kind, *values = SHAPES[short]
@@ -93,14 +99,17 @@ def read_config(name):
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError):
-        raise UserError(f"--model {name}: no config there, and the Hub is not reachable; use a folder or {', '.join(SHAPES)}") from None
+        known = f"use a folder or {', '.join(SHAPES)}"
+        message = f"--model {name}: no config there, and the Hub is not reachable; {known}"
+        raise UserError(message) from None
 
 
-# ---- tokens --------------------------------------------------------------------------------------------------------------------
+# ---- tokens --------------------------------------------------------------------------------------
 
 
 def prompt_tokens(env_name, model, games=8):
-    """(mean, largest, note) tokens of chat prompts, from random play of a few games of the environment."""
+    """(mean, largest, note) tokens of chat prompts, from random play of a few games of the
+    environment."""
     env, stream = {"alfworld": AlfWorld, "webshop": WebShop}[env_name](), random.Random(0)
     texts = []
     for task_id in stream.sample(env.tasks("train"), games):
@@ -111,7 +120,8 @@ def prompt_tokens(env_name, model, games=8):
             history.append((step, action))
             step = env.step(action)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)  # of a folder, or downloaded earlier
+        # of a folder, or downloaded earlier
+        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
         lengths = [len(tokenizer(text)["input_ids"]) + TEMPLATE_TOKENS for text in texts]
         how = "its own tokenizer"
     except (OSError, ValueError):
@@ -131,7 +141,6 @@ class Work:
     steps: float
     prompt: float
     response: float
-    micro_batch: int  # tokens
     mini_batch: int  # rows
 
     @property
@@ -141,7 +150,8 @@ class Work:
 
 def update_flops(s, rows, prompt, response, lora_rank=0, passes=1.0):
     """Floating-point operations over `rows` rows: 6 a parameter and token of a decoder layer (2
-    forward, 4 backward; LoRA: 4, as frozen weights get no gradient, and 6 for the adapters), 6 (4) V d
+    forward, 4 backward; LoRA: 4, as frozen weights get no gradient, and 6 for the adapters), 6 (4)
+    V d
     per response token for the logits, 6 T^2 q for causal attention.  What gradient checkpointing
     computes twice is not counted.  passes: the same in forward passes only, added to one update."""
     per_weight, length = (4 if lora_rank else 6) + 2 * passes, prompt + response
@@ -150,17 +160,18 @@ def update_flops(s, rows, prompt, response, lora_rank=0, passes=1.0):
     return rows * (flops + (6 + 2 * passes) * length * lora_rank * s.adapter)
 
 
-def seconds(s, work, args, gpus, machines):
-    """{part: seconds} of one iteration on so many GPUs of so many machines."""
+def seconds(s, work, args, gpus, machines, micro_batch):
+    """{part: seconds} of one iteration on so many GPUs of so many machines.  micro_batch:
+    tokens."""
     n, b = gpus * machines, bytes_of(args.dtype)
-    sharded, link = n > 1 and not args.lora_rank, LINK if machines == 1 else NETWORK / gpus
+    sharded, link = n > 1 and not args.lora_rank, LINK if machines == 1 else NETWORK
     matrix, memory = args.matmul_tflops * 1e12, args.bandwidth * 1e12 * MEMORY_SHARE
     moved = (n - 1) / n / link  # seconds per byte of gathering or sharing out
 
     passes = 1 + (args.beta > 0)  # pi_old and the reference
     flops = update_flops(s, work.rows, work.prompt, work.response, args.lora_rank, passes)
     computing = flops / n / (matrix * args.update_share)
-    micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / work.micro_batch)
+    micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / micro_batch)
     talking = micro_batches * s.parameters * (b * (2 + passes) + 4) * moved if sharded else 0.0
     if args.lora_rank:  # adapters' gradients, once a mini-batch
         talking = math.ceil(work.rows / work.mini_batch) * 8 * args.lora_rank * s.adapter * moved
@@ -187,31 +198,31 @@ def seconds(s, work, args, gpus, machines):
     }
 
 
-def time_lines(s, args, work, fits):
-    """The printed table.  fits: (GPUs) -> whether the update's memory does."""
-    yield (
-        f"seconds of an iteration ({args.card}: {args.matmul_tflops:g} TFLOP/s, {args.bandwidth:g} TB/s; "
-        f"--engine {args.engine}; {work.response:g} tokens a response, {work.steps:g} steps an episode)"
-    )
-    parts = ["rollout", "update", "sync", "host"]
-    yield "  " + f"{'GPUs':18s}" + "".join(f"{part:>9s}" for part in [*parts, "sum"]) + "    hours" + (
-        "       cost" if args.price else ""
-    )  # fmt: skip
+def time_lines(s, args, work, longest, fitting):
+    """The printed table.  longest: tokens of a row; fitting: (GPUs) -> tokens of a micro-batch that
+    fits, 0 where none does."""
+    rates = f"{args.matmul_tflops:g} TFLOP/s, {args.bandwidth:g} TB/s"
+    means = f"{work.response:g} tokens a response, {work.steps:g} steps an episode"
+    yield f"seconds of an iteration ({args.card}: {rates}; --engine {args.engine}; {means})"
+    parts, money = ["rollout", "update", "sync", "host"], args.price is not None
+    head = "".join(f"{part:>9s}" for part in [*parts, "sum", "hours"])
+    yield f"  {'GPUs':18s}{head}" + ("       cost" if money else "")
     for gpus, machines in LAYOUTS:
-        spent = seconds(s, work, args, gpus, machines)
-        total, n = sum(spent.values()), gpus * machines
+        n = gpus * machines
+        micro_batch = args.micro_batch_tokens or fitting(n) or longest
+        spent = seconds(s, work, args, gpus, machines, micro_batch)
+        total = sum(spent.values())
         hours = total * args.iterations / 3600
         name = f"{n}" + (f" in {machines} machines" if machines > 1 else "")
-        line = "  " + f"{name:18s}" + "".join(f"{value:9.1f}" for value in [*map(spent.get, parts), total])
-        line += f"{hours:9.1f}" + (f"{hours * n * args.price:11,.0f}" if args.price else "")
-        yield line + ("" if fits(n) else "   does NOT fit in memory")
-    yield (
-        f"  hours{' and cost' if args.price else ''} of {args.iterations} iterations; rollout and sync have not been "
-        "checked on a GPU (see the docstring)"
-    )
+        values = "".join(f"{value:9.1f}" for value in [*map(spent.get, parts), total, hours])
+        cost = f"{hours * n * args.price:11,.0f}" if money else ""
+        yield f"  {name:18s}{values}{cost}" + ("" if fitting(n) else "   does NOT fit in memory")
+    what = "hours and cost" if money else "hours"
+    unsure = "rollout and sync have not been checked on a GPU (see the docstring)"
+    yield f"  {what} of {args.iterations} iterations; {unsure}"
 
 
-# ---- the plan ------------------------------------------------------------------------------------------------------------------
+# ---- the plan ------------------------------------------------------------------------------------
 
 
 def report(args):
@@ -229,15 +240,21 @@ def report(args):
     activations, logits, one_layer = micro_batch_bytes(s, shown, math.ceil(shown * share), **how)
 
     trained = args.lora_rank * s.adapter / 1e6
-    kind = f"LoRA of rank {args.lora_rank}, {trained:,.0f} million trained" if args.lora_rank else "all weights trained"
+    kind = (
+        f"LoRA of rank {args.lora_rank}, {trained:,.0f} million trained"
+        if args.lora_rank
+        else "all weights trained"
+    )
     cards = f"{args.gpus} GPU(s) of {args.memory:g} GB, {args.dtype}, {args.env}"
     yield f"{args.model}: {s.parameters / 1e9:.2f} billion parameters, {kind}; {cards}"
     yield f"memory per GPU while updating, GB (estimated; {FREE:.0%} of {args.memory:g} left free)"
     for name, size in stays.items():
         yield f"  {name:20s}{size / GB:8.1f}"
-    yield f"  {'activations':20s}{activations / GB:8.1f}   of a micro-batch of {shown:,} padded tokens"
+    about = f"of a micro-batch of {shown:,} padded tokens"
+    yield f"  {'activations':20s}{activations / GB:8.1f}   {about}"
     yield f"  {'logits':20s}{logits / GB:8.1f}"
-    yield f"  {'one layer at work':20s}{one_layer / GB:8.1f}   after the logits: the larger of both counts"
+    about = "after the logits: the larger of both counts"
+    yield f"  {'one layer at work':20s}{one_layer / GB:8.1f}   {about}"
     total = sum(stays.values()) + peak(activations, logits, one_layer)
     yield f"  {'sum':20s}{total / GB:8.1f}"
     if tokens:
@@ -247,35 +264,48 @@ def report(args):
         less += "--lora-rank 64, --logit-chunk 256, more --gpus, or a smaller model"
         yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
-    # while sampling, activations and gathered copies are not there; vLLM needs weights of its own, transformers where ours are split
+    # while sampling, activations and gathered copies are not there; vLLM needs weights of its own,
+    # transformers where ours are split
     copy, per_token = s.parameters * bytes_of(args.dtype), 2 * s.layers * s.k * bytes_of(args.dtype)
-    rest = args.memory * GB * (1 - FREE) - sum(size for part, size in stays.items() if part != "computing copies")
+    rest = args.memory * GB * (1 - FREE) - sum(
+        size for part, size in stays.items() if part != "computing copies"
+    )
     episodes = args.groups * args.group_size
     wanted = math.ceil(episodes / args.gpus)
     needed = wanted * longest * per_token
     yield "memory per GPU while sampling, GB"
-    yield f"  {'KV cache':20s}{needed / GB:8.1f}   of {wanted} episodes of {longest:,} tokens, {per_token / 1e3:.0f} kB each"
-    for engine, own in ("vllm", copy), ("transformers", copy if args.gpus > 1 and not args.lora_rank else 0.0):
+    about = f"of {wanted} episodes of {longest:,} tokens, {per_token / 1e3:.0f} kB each"
+    yield f"  {'KV cache':20s}{needed / GB:8.1f}   {about}"
+    for engine, own in (
+        ("vllm", copy),
+        ("transformers", copy if args.gpus > 1 and not args.lora_rank else 0.0),
+    ):
         left = rest - own
-        verdict = "they fit" if left >= needed else f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
+        verdict = f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
+        verdict = "they fit" if left >= needed else verdict
         cache = f"{max(0.0, left) / GB:.1f} left for the cache: {verdict}"
         yield f"  {'--engine ' + engine:22s}{own / GB:6.1f}   of weights of its own, {cache}"
     steps = args.max_steps or (50 if args.env == "alfworld" else 15)
     rows, whole = episodes * steps, mean + args.max_response
-    yield f"an iteration, at most: {args.groups} x {args.group_size} episodes x {steps} steps = {rows:,} rows"
+    product = f"{args.groups} x {args.group_size} episodes x {steps} steps"
+    yield f"an iteration, at most: {product} = {rows:,} rows"
     yield f"  prompts of {mean:.0f} tokens on average, {largest:.0f} at most ({note})"
+    millions = [x / 1e6 for x in (rows * mean, rows * args.max_response, rows * whole)]
     yield (
-        f"  {rows * mean / 1e6:.2f} million prompt tokens and, at {args.max_response} a response, "
-        f"{rows * args.max_response / 1e6:.2f} million sampled; update over {rows * whole / 1e6:.2f} million, "
-        f"{rows * whole / args.gpus / 1e6:.2f} per GPU"
+        f"  {millions[0]:.2f} million prompt tokens and, at {args.max_response} a response, "
+        f"{millions[1]:.2f} million sampled; "
+        f"update over {millions[2]:.2f} million, {millions[2] / args.gpus:.2f} per GPU"
     )
-    work = Work(episodes, args.mean_steps or steps, mean, args.mean_response or args.max_response, shown, 256)
+    work = Work(
+        episodes, args.mean_steps or steps, mean, args.mean_response or args.max_response, 256
+    )
 
-    def fits(gpus):
-        stays = weights_bytes(s, gpus, beta=args.beta, dtype=args.dtype, lora_rank=args.lora_rank)
-        return bool(fitting_tokens(s, args.memory * GB * (1 - FREE) - sum(stays.values()), share, longest, **how))
+    def fitting(gpus):
+        stays = weights_bytes(s, gpus, args.dtype, args.lora_rank, args.beta)
+        room = args.memory * GB * (1 - FREE) - sum(stays.values())
+        return fitting_tokens(s, room, share, longest, **how)
 
-    yield from time_lines(s, args, work, fits)
+    yield from time_lines(s, args, work, longest, fitting)
 
 
 def main():
@@ -295,8 +325,12 @@ def main():
     p.add_argument("--micro-batch-tokens", type=whole(1), help=about)
     about = "response tokens whose logits are there at once (default: 1 GiB of logits)"
     p.add_argument("--logit-chunk", type=whole(1), help=about)
-    p.add_argument("--env", default="alfworld", choices=["alfworld", "webshop"], help="whose prompts")
-    about = "longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)"
+    p.add_argument(
+        "--env", default="alfworld", choices=["alfworld", "webshop"], help="whose prompts"
+    )
+    about = (
+        "longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)"
+    )
     p.add_argument("--context", type=whole(1), help=about)
     about = "tokens per response; what is counted with, so an upper bound"
     p.add_argument("--max-response", type=whole(1), default=512, help=about)
@@ -315,7 +349,9 @@ def main():
     g.add_argument("--price", type=number(least=0), help="of a GPU for an hour, in any currency")
     about = "matrix products in bf16 (default: the card's)"
     g.add_argument("--matmul-tflops", type=number(above=0), help=about)
-    g.add_argument("--bandwidth", type=number(above=0), help="of memory, TB/s (default: the card's)")
+    g.add_argument(
+        "--bandwidth", type=number(above=0), help="of memory, TB/s (default: the card's)"
+    )
     about = "of the matrix rate that an update reaches"
     g.add_argument("--update-share", type=number(above=0, most=1), default=UPDATE_SHARE, help=about)
     about = "milliseconds a token position as you measured it (default: from the memory's rate)"

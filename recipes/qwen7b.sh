@@ -1,13 +1,17 @@
 #!/usr/bin/env bash
-# SIRI with the paper's settings (README, "--preset paper"): Qwen2.5-7B-Instruct, all weights, 8 GPUs of 80 GB.  Resumable.
+# SIRI with the paper's settings (README, "--preset paper"): Qwen2.5-7B-Instruct, all weights, 8
+# GPUs of 80 GB.  Resumable.
 #   bash recipes/qwen7b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
-# Further arguments of one phase: MINE="--promote-all", DISTILL="...", EVALUATE="...".  Other machines: GPUS=4 MODEL=... LAUNCH="..."
-# Several machines: recipes/fsdp.yaml.  qwen1_5b.sh runs these lines, too.  No GPU run has been measured yet; estimates of
+# Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
+# Other machines: GPUS=4 MODEL=... LAUNCH="...".  Several machines: recipes/fsdp.yaml.
+# qwen1_5b.sh runs these lines, too.  No GPU run has been measured yet; estimates of
 #   python recipes/plan.py --gpus 8 --gradient-checkpointing --micro-batch-tokens 16384:
-#   memory per GPU      38 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered copies 8, micro-batch 13);
-#                       while sampling vLLM's weights take 15, 40 are left for its cache, of which 16 episodes of full length need 2
-#   an iteration        at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt tokens and, at the limit of 512 a
-#                       response, 3.3 (1.0) million sampled ones; the update reads 6.1 (2.4) million, 0.76 (0.29) per GPU
+#   memory per GPU   38 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
+#                    copies 8, micro-batch 13); while sampling vLLM's weights take 15, 40 are left
+#                    for its cache, of which 16 episodes of full length need 2
+#   an iteration     at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt
+#                    tokens and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the
+#                    update reads 6.1 (2.4) million, 0.76 (0.29) per GPU
 set -euo pipefail
 cd "$(dirname "$0")/.."
 env=${1:-alfworld} run=${2:-qwen7b-${1:-alfworld}}
@@ -18,8 +22,11 @@ rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 for phase in warmup mine distill; do
   case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
   # shellcheck disable=SC2086 (words of $launch and $more are meant to be split)
-  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" --model "$model" --engine vllm \
-    --dtype bfloat16 --gradient-checkpointing --micro-batch-tokens 16384 --mini-batch-rows "$rows" "$@" $more
+  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" \
+    --model "$model" --engine vllm --dtype bfloat16 --gradient-checkpointing \
+    --micro-batch-tokens 16384 --mini-batch-rows "$rows" "$@" $more
 done
 # the plain prompt, every validation task three times, temperature 0.4; one process
-${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 --repetitions 3 ${EVALUATE:-}
+# shellcheck disable=SC2086
+${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 \
+  --repetitions 3 ${EVALUATE:-}

@@ -4,10 +4,11 @@ from envs import Step, UserError
 
 
 def fit_prompt(encode, env, task, history, step, skills, limit):
-    """(ids, truncated) of a chat prompt of at most `limit` tokens.  encode: from a prompt's text to its ids.
+    """(ids, truncated) of a chat prompt of at most `limit` tokens.  encode: from a prompt's text to
+    its ids.
 
-    What is too long loses its history first, then the middle of the observation (the task may stand at its end), and never the task
-    or the actions.  UserError where it does not fit even so."""
+    What is too long loses its history first, then the middle of the observation (the task may stand
+    at its end), and never the task or the actions.  UserError where it does not fit even so."""
 
     def tokens(step, **less):
         return encode(env.prompt(task, history, step, skills, "chat", **less))
@@ -26,4 +27,6 @@ def fit_prompt(encode, env, task, history, step, skills, limit):
         ids = tokens(Step(short, step.admissible), shown=0)
         if len(ids) <= limit:
             return ids, True
-    raise UserError(f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})")
+    raise UserError(
+        f"task and actions of a prompt take {len(ids)} tokens: raise --max-prompt (now {limit})"
+    )

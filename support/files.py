@@ -1,4 +1,5 @@
-"""Files and random streams: JSON lines that are whole or not there, skills that were checked, fingerprints, streams that have names."""
+"""Files and random streams: JSON lines that are whole or not there, skills that were checked,
+fingerprints, streams that have names."""
 
 import hashlib
 import json
@@ -13,29 +14,35 @@ import numpy as np
 from envs import UserError, check_skill
 from support import parallel
 
-# ---- reading ---------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def read_text(path):
-    """The text of a UTF-8 file, with or without a byte-order mark.  UserError in one line for everything else."""
-    path = Path(path)
+    """The text of a UTF-8 file, with or without a byte-order mark.  UserError in one line for
+    everything else."""
+    path, raw = Path(path), None
     try:
-        raw = path.read_bytes() if path.is_file() else None  # a pipe or a device would be waited for
+        if path.is_file():  # a pipe or a device would be waited for
+            raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): mend its rights") from None
     if raw is None:
-        raise UserError(f"no file {path}: run the phase that writes it first, or point --from at a finished run")
+        fix = "run the phase that writes it first, or point --from at a finished run"
+        raise UserError(f"no file {path}: {fix}")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise UserError(f"{path}: expected UTF-8, found UTF-16 (PowerShell's > writes it); save it as UTF-8")
+        found = "expected UTF-8, found UTF-16 (PowerShell's > writes it)"
+        raise UserError(f"{path}: {found}; save it as UTF-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: expected UTF-8, found byte {raw[error.start]:#04x}; save it as UTF-8") from None
+        line, byte = raw[: error.start].count(b"\n") + 1, raw[error.start]
+        found = f"expected UTF-8, found byte {byte:#04x}"
+        raise UserError(f"{path}, line {line}: {found}; save it as UTF-8") from None
 
 
 def load_json(source):
-    """A JSON object from text.  ValueError with the reason for all that is none, numbers that are none (NaN, Infinity) included."""
+    """A JSON object from text.  ValueError with the reason for all that is none, numbers that are
+    none (NaN, Infinity) included."""
 
     def refuse(constant):
         raise ValueError(f"found {constant}, which is no number")
@@ -46,7 +53,8 @@ def load_json(source):
         raise ValueError("nested too deeply") from None
     if not isinstance(found, dict):
         raise ValueError("not an object")
-    if re.search(r"\\u[dD][89a-fA-F]", source):  # half of a surrogate pair is no text: it could be neither shown nor saved
+    # half of a surrogate pair is no text: it could be neither shown nor saved
+    if re.search(r"\\u[dD][89a-fA-F]", source):
         found = json.loads(dump(found))
     if re.search(r"\d[eE]\+?\d{3}", source) and not finite(found):  # 1e999 is read as infinity
         raise ValueError("found a number that is too large")
@@ -55,44 +63,49 @@ def load_json(source):
 
 def finite(value):
     if isinstance(value, dict):
-        value = list(value.values())
-    return all(map(finite, value)) if isinstance(value, list) else not isinstance(value, float) or math.isfinite(value)
+        return all(map(finite, value.values()))
+    if isinstance(value, list):
+        return all(map(finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
-def read_json(path):
+def read_json(path, fix="start anew with another --run, or delete that folder yourself"):
     """The object of a JSON file.  UserError where it is damaged."""
     try:
         return load_json(read_text(path))
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): start anew with another --run, or delete that folder yourself") from None
+        raise UserError(f"{path} is damaged ({error}): {fix}") from None
 
 
 def read_jsonl(path):
-    """All objects of a JSON-lines file; blank lines are none.  UserError names the file and line that is not one."""
+    """All objects of a JSON-lines file.  UserError names the file and line that is not one."""
     return [row for _, row in numbered(path)]
 
 
 def numbered(path):
-    """(line number, object) of a JSON-lines file."""
+    """(line number, object) of a JSON-lines file; blank lines are none."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         try:
             if line.strip():
                 rows.append((number, load_json(line)))
         except ValueError as error:
-            raise UserError(f"{path}, line {number} is not a JSON object ({error}): mend or delete that line") from None
+            found = f"{path}, line {number} is not a JSON object ({error})"
+            raise UserError(f"{found}: mend or delete that line") from None
     return rows
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------
+# ---- writing -------------------------------------------------------------------------------------
 
 
-def dump(row):
-    """A JSON line without its end.  Numbers that are none become null, and halves of surrogate pairs question marks."""
+def dump(row, indent=None):
+    """A JSON line without its end.  Numbers that are none become null, and halves of surrogate
+    pairs question marks: what is written can be read again."""
     try:
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, indent=indent)
     except ValueError:
-        line = json.dumps(json.loads(json.dumps(row), parse_constant=lambda constant: None), ensure_ascii=False)
+        row = json.loads(json.dumps(row), parse_constant=lambda constant: None)
+        line = json.dumps(row, ensure_ascii=False, indent=indent)
     return line.encode("utf-8", "replace").decode()
 
 
@@ -106,7 +119,8 @@ def sync_folder(folder):
 
 
 def write_atomically(path, text):
-    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies.  Process 0 only."""
+    """Replaces a file by a new one, which is there whole or not at all, whenever the process dies.
+    Process 0 only."""
     if parallel.rank():
         return
     path = Path(path)
@@ -124,24 +138,21 @@ def write_jsonl(path, rows):
 
 
 def rng(*key):
-    """A random stream named by (seed, phase, iteration, purpose, ...): no state is carried along, so resuming equals not stopping."""
+    """A random stream named by (seed, phase, iteration, purpose, ...): no state is carried along,
+    so resuming equals not stopping."""
     return np.random.default_rng([zlib.crc32(str(part).encode()) for part in key])
 
 
-# ---- fingerprints ----------------------------------------------------------------------------------------------
+# ---- fingerprints --------------------------------------------------------------------------------
 
 SEAL = "sha256.json"  # in a folder that we wrote: file name -> sha256, written last
 
 
 def sha256(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else slow_digest(file)
-
-
-def slow_digest(file):  # Python 3.10 has no file_digest
     digest = hashlib.sha256()
-    while part := file.read(2**20):
-        digest.update(part)
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
     return digest.hexdigest()
 
 
@@ -151,11 +162,13 @@ def seal(folder):
     for file in files:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
-    write_atomically(Path(folder) / SEAL, json.dumps({file.name: sha256(file) for file in files}, indent=0))
+    prints = {file.name: sha256(file) for file in files}
+    write_atomically(Path(folder) / SEAL, dump(prints, indent=0))
 
 
 def damage(folder):
-    """What is wrong with a folder that was sealed: a file's name; None where it is sound, or was never sealed."""
+    """What is wrong with a folder that was sealed: a file's name; None where it is sound, or was
+    never sealed."""
     folder = Path(folder)
     if not (folder / SEAL).exists():
         return None
@@ -163,63 +176,87 @@ def damage(folder):
         sealed = load_json((folder / SEAL).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return SEAL
-    return next((name for name, known in sealed.items() if not (folder / name).is_file() or sha256(folder / name) != known), None)
+    for name, known in sealed.items():
+        if not (folder / name).is_file() or sha256(folder / name) != known:
+            return name
+    return None
 
 
 def fingerprint(path):
-    """What identifies weights (a folder's weight files), skills (a file) or a model of the hub (its name), 64 hexadecimal digits."""
+    """What identifies weights (a folder's weight files), skills (a file) or a model of the hub (its
+    name): 64 hexadecimal digits."""
     path = Path(path)
-    files = [path] if path.is_file() else [file for kind in ("safetensors", "bin") for file in sorted(path.glob(f"*.{kind}"))]
+    if path.is_file():
+        return sha256(path)
+    files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
     if len(files) == 1:
         return sha256(files[0])
     known = "".join(f"{file.name} {sha256(file)}\n" for file in files) or str(path)
     return hashlib.sha256(known.encode()).hexdigest()
 
 
-# ---- skills ----------------------------------------------------------------------------------------------------
+# ---- skills --------------------------------------------------------------------------------------
 
-# Every field of a skill: what it has to be, and its default where it may be missing.
-TEXT, COUNT, NUMBER = (str, "a text"), (int, "a whole number of at least 0"), ((int, float), "a number")
-FIELDS = {"skill_id": TEXT, "condition": TEXT, "strategy": TEXT, "title": TEXT, "env": TEXT, "utility": NUMBER, "n_eval": COUNT}
-FIELDS |= {"neg_streak": COUNT, "created_iter": COUNT, "updated_iter": COUNT}
+DEMANDED = ("skill_id", "task_type", "condition", "strategy", "status", "utility")
+STATUS = ("candidate", "active", "retired")
+DEFAULTS = {"n_eval": 0, "neg_streak": 0, "created_iter": 0, "updated_iter": 0}
+DEFAULTS |= {"retired_iter": None}
+# what a field has to be, in words, and the types that are
+TEXT, COUNT, NUMBER = ("text", str), ("whole number of at least 0", int), ("number", int, float)
+FIELDS = dict.fromkeys(("skill_id", "condition", "strategy", "title", "env"), TEXT)
+FIELDS |= dict.fromkeys(("n_eval", "neg_streak", "created_iter", "updated_iter"), COUNT)
+FIELDS |= {"utility": NUMBER}
 LISTS = {"deltas": NUMBER, "plain": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
-DEFAULTS = {"n_eval": 0, "neg_streak": 0, "created_iter": 0, "updated_iter": 0, "retired_iter": None}
 
 
 def is_a(value, wanted):
-    kind = wanted[0]
-    return isinstance(value, kind) and not isinstance(value, bool) and (kind is not int or value >= 0)
+    if not isinstance(value, wanted[1:]) or isinstance(value, bool):
+        return False
+    return wanted is not COUNT or value >= 0
+
+
+def wrong_field(skill):
+    """(field, what was expected) of the first field that is not what it has to be, or None."""
+    for key, wanted in FIELDS.items():
+        if key in skill and not is_a(skill[key], wanted):
+            return key, f"a {wanted[0]}"
+    for key, wanted in LISTS.items():
+        found = skill[key]
+        if not isinstance(found, list) or not all(is_a(value, wanted) for value in found):
+            return key, f"a list of {wanted[0]}s"
+    if skill["task_type"] is not None and not is_a(skill["task_type"], TEXT):
+        return "task_type", "a text or null"
+    if skill["status"] not in STATUS:
+        return "status", "candidate, active or retired"
+    return None
 
 
 def skills_file(path, env=None):
-    """The skills of a skills.jsonl, checked, with defaults for what a file from elsewhere may leave out.  env: the world they are for.
-    UserError names the line and the field, what was expected and what was found."""
+    """The skills of a skills.jsonl, checked, with defaults for what a file from elsewhere may leave
+    out.  env: the world that they are for.  UserError names the line and the field, what was
+    expected and what was found."""
     skills, lines = [], {}
     for number, found in numbered(path):
         where = f"{path}, line {number}"
-        missing = [k for k in ("skill_id", "task_type", "condition", "strategy", "status", "utility") if k not in found]
-        if missing:
-            raise UserError(f"{where}: a skill without {', '.join(missing)}; write the file with mine.py")
+        if missing := [key for key in DEMANDED if key not in found]:
+            names = ", ".join(missing)
+            raise UserError(f"{where}: a skill without {names}; write the file with mine.py")
         skill = {"title": found["condition"], **DEFAULTS, **{key: [] for key in LISTS}, **found}
-        for key, wanted in FIELDS.items():
-            if key in skill and not is_a(skill[key], wanted):
-                raise UserError(f"{where}: expected {wanted[1]} as {key}, found {str(skill[key])[:60]!r}; mend that line")
-        for key, wanted in LISTS.items():
-            if not isinstance(skill[key], list) or not all(is_a(value, wanted) for value in skill[key]):
-                raise UserError(f"{where}: expected a list of {wanted[1][2:]}s as {key}, found {str(skill[key])[:60]!r}; mend that line")
-        if not is_a(skill["task_type"], TEXT) and skill["task_type"] is not None:
-            raise UserError(f"{where}: expected a text or null as task_type, found {skill['task_type']!r}; mend that line")
-        if skill["status"] not in ("candidate", "active", "retired"):
-            found = str(skill["status"])[:60]
-            raise UserError(f"{where}: expected candidate, active or retired as status, found {found!r}; mend that line")
+        if wrong := wrong_field(skill):
+            key, expected = wrong
+            found = f"expected {expected} as {key}, found {str(skill[key])[:60]!r}"
+            raise UserError(f"{where}: {found}; mend that line")
         if env and skill.get("env", env) != env:
-            raise UserError(f"{where}: written in {skill['env'][:60]}, but {env} is played; use skills of that world")
+            found = f"written in {skill['env'][:60]}, but {env} is played"
+            raise UserError(f"{where}: {found}; use skills of that world")
         try:
             check_skill(skill)
         except ValueError as reason:
             raise UserError(f"{where}: {reason}; mend or delete that line") from None
-        if skill["skill_id"] in lines:
-            raise UserError(f"{where}: skill_id {skill['skill_id'][:60]!r} is that of line {lines[skill['skill_id']]}, too; rename one")
-        lines[skill["skill_id"]] = number
+        name = skill["skill_id"]
+        if name in lines:
+            found = f"skill_id {name[:60]!r} is that of line {lines[name]}, too"
+            raise UserError(f"{where}: {found}; rename one")
+        lines[name] = number
         skills.append(skill)
     return skills

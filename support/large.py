@@ -1,7 +1,8 @@
-"""How large models fit: LoRA, recomputed activations, mixed precision, shards; and their weights in one piece, to sample with and to save.
+"""How large models fit: LoRA, recomputed activations, mixed precision, shards; and their weights in
+one piece, to sample with and to save.
 
-Functions of a common.Policy.  Weights that are trained are float32 whatever --dtype computes in, since steps of 1e-6 vanish in bfloat16;
-with LoRA only the adapters are.
+Functions of a common.Policy.  Weights that are trained are float32 whatever --dtype computes in,
+since steps of 1e-6 vanish in bfloat16; with LoRA only the adapters are.
 """
 
 import copy
@@ -17,33 +18,47 @@ MLP = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 
 
 def prepare_training(policy, args):
-    """LoRA, recomputation of activations, mixed precision: what --lora-rank, --gradient-checkpointing and --dtype ask for."""
+    """LoRA, recomputation of activations, mixed precision: what --lora-rank,
+    --gradient-checkpointing and --dtype ask for."""
     if args.lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
 
         torch.manual_seed(args.seed)  # the adapters begin alike in every process
-        config = LoraConfig(r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model))
+        config = LoraConfig(
+            r=args.lora_rank, lora_alpha=args.lora_rank, target_modules=adapted(policy.model)
+        )
         inject_adapter_in_model(config, policy.model)
         policy.lora = [layer for layer in policy.model.modules() if hasattr(layer, "lora_A")]
         if not all(isinstance(layer.get_base_layer(), torch.nn.Linear) for layer in policy.lora):
-            raise UserError(f"--lora-rank: LoRA would adapt more than the linear layers of {policy.name}, which could not be "
-                            "merged; train all weights (--lora-rank 0)")
+            raise UserError(
+                f"--lora-rank: LoRA would adapt more than the linear layers of {policy.name}, "
+                "which could not be "
+                "merged; train all weights (--lora-rank 0)"
+            )
         for p in trained(policy):
             p.data = p.data.float()
     if args.gradient_checkpointing:
-        policy.model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        policy.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "preserve_rng_state": False}
+        )
     if args.dtype != "float32" and not parallel.sharded():  # FSDP2 casts by itself
-        policy.autocast = lambda: torch.autocast(torch.device(policy.device).type, getattr(torch, args.dtype))
+        policy.autocast = lambda: torch.autocast(
+            torch.device(policy.device).type, getattr(torch, args.dtype)
+        )
 
 
 def adapted(model):
     """Names of the layers that get a LoRA adapter: all linear ones but the output head.
 
     Where experts are kept as one tensor of many matrices they stay as they are, since only what
-    `named_weights` can merge may be trained.  The MLP layers beside them stay, too: peft takes their names
-    for the experts'."""
+    `named_weights` can merge may be trained.  The MLP layers beside them stay, too: peft takes
+    their names for the experts'."""
     head, experts = model.get_output_embeddings(), any(p.ndim == 3 for p in model.parameters())
-    names = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+    names = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not head
+    ]
     return [name for name in names if not (experts and name.rpartition(".")[2] in MLP)]
 
 
@@ -53,8 +68,8 @@ def trained(policy):
 
 
 def recompute(policy, on):
-    """Switches gradient checkpointing.  Only the layers themselves are told that they train, so dropout below them stays off; and the
-    sampler's KV cache does not go with it."""
+    """Switches gradient checkpointing.  Only the layers themselves are told that they train, so
+    dropout below them stays off; and the sampler's KV cache does not go with it."""
     for layer in policy.model.modules():
         if isinstance(layer, GradientCheckpointingLayer):
             layer.training = on
@@ -74,8 +89,9 @@ def enable_adapter(policy, on):
 
 
 def named_weights(policy):
-    """(name, tensor) of every weight as the plain Hugging Face model has it: shards in one piece (every
-    process takes part), LoRA merged, tied weights once, and the buffers that its files have."""
+    """(name, tensor) of every weight as the plain Hugging Face model has it: shards in one piece
+    (every process takes part), LoRA merged, tied weights once, and the buffers that its files
+    have."""
     modules = dict(policy.model.named_modules())
     for name, p in policy.model.named_parameters():
         if ".lora_" in name:
@@ -83,7 +99,10 @@ def named_weights(policy):
         tensor = parallel.whole(p.detach())
         if policy.lora and name.endswith(".base_layer.weight"):
             layer = modules[name.removesuffix(".base_layer.weight")]
-            a, b = (parallel.whole(one["default"].weight.detach()).float() for one in (layer.lora_A, layer.lora_B))
+            a, b = (
+                parallel.whole(one["default"].weight.detach()).float()
+                for one in (layer.lora_A, layer.lora_B)
+            )
             tensor = tensor + layer.scaling["default"] * (b @ a)  # (out, in), in float32
         yield name.replace(".base_layer", ""), tensor
     files = policy.model.state_dict().keys()
@@ -93,7 +112,8 @@ def named_weights(policy):
 
 
 def ready_to_sample(policy):
-    """Brings the newest weights to what rollouts use: vLLM, or a copy in one piece of a sharded model, or the trained model itself."""
+    """Brings the newest weights to what rollouts use: vLLM, or a copy in one piece of a sharded
+    model, or the trained model itself."""
     if policy.engine:
         for p in trained(policy):
             p.grad = None  # not needed until the next update, and vLLM wants the room
@@ -111,17 +131,26 @@ def ready_to_sample(policy):
 
 
 def save(policy, folder, dtype=None):
-    """A Hugging Face folder, weights as they are kept or in another dtype.  Every process takes part, process 0 writes.
+    """A Hugging Face folder, weights as they are kept or in another dtype.  Every process takes
+    part, process 0 writes.
 
-    UserError where weights that were merged or cast are not the policy's any more; measured at the first time."""
+    UserError where weights that were merged or cast are not the policy's any more; measured at the
+    first time."""
     changed = policy.lora or parallel.sharded() or dtype not in (None, policy.model.dtype)
     dtype = dtype or policy.model.dtype
     if changed:
         with torch.device("meta"):
-            plain = AutoModelForCausalLM.from_config(copy.deepcopy(policy.model.config), dtype=dtype)
+            plain = AutoModelForCausalLM.from_config(
+                copy.deepcopy(policy.model.config), dtype=dtype
+            )
         plain.generation_config = policy.model.generation_config
-        kinds = {name: tensor.dtype for name, tensor in plain.state_dict().items()}  # some stay in float32, whatever the model's is
-        weights = {name: tensor.to("cpu", kinds[name]) if parallel.rank() == 0 else None for name, tensor in named_weights(policy)}
+        kinds = {
+            name: tensor.dtype for name, tensor in plain.state_dict().items()
+        }  # some stay in float32, whatever the model's is
+        weights = {
+            name: tensor.to("cpu", kinds[name]) if parallel.rank() == 0 else None
+            for name, tensor in named_weights(policy)
+        }
     else:
         plain, weights = policy.model, None
     if parallel.rank() == 0:
@@ -133,9 +162,12 @@ def save(policy, folder, dtype=None):
 
 
 def whole_state(optimizer):
-    """The optimizer's state with every shard in one piece, in memory of process 0; every process has to call this."""
+    """The optimizer's state with every shard in one piece, in memory of process 0; every process
+    has to call this."""
     state = optimizer.state_dict()
     for i, values in state["state"].items():
         values = {key: parallel.whole(value) for key, value in values.items()}
-        state["state"][i] = {key: value.cpu() for key, value in values.items()} if parallel.rank() == 0 else {}
+        state["state"][i] = (
+            {key: value.cpu() for key, value in values.items()} if parallel.rank() == 0 else {}
+        )
     return state

@@ -1,12 +1,15 @@
-"""Which models can be played and trained here: told before their weights are read, measured when they are loaded.
+"""Which models can be played and trained here: told before their weights are read, measured when
+they are loaded.
 
-    check_model       config, tokenizer and chat template: what cannot work is refused before any weights are read
+    check_model       config, tokenizer and chat template: what cannot work is refused before any
+                      weights are read
     load_model        the weights, all of them, without code of the model's own
     self_check        sampler, trainer and the model's own forward pass give the same log-probs
     check_saved       a folder whose weights were merged or cast gives the policy's log-probs
 
-and what the sampler and the policy have to know of a model besides its layers: `attention_masks`, `logits_of`, `context_of`, `render`,
-`opened_by`, `dropped_ids` and `without_control`.  docs/models.md has the list of models, each of which tests/test_models.py plays.
+and what the sampler and the policy have to know of a model besides its layers: `attention_masks`,
+`logits_of`, `context_of`, `render`, `opened_by`, `dropped_ids` and `without_control`.
+docs/models.md has the list of models, each of which tests/test_models.py plays.
 """
 
 import re
@@ -36,36 +39,47 @@ def check_model(name, args=None):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files fail in many ways
-        raise UserError(f"--model {name}: expected a folder in Hugging Face format or a hub name "
-                        f"({reason_of(error)})") from None
+        raise UserError(
+            f"--model {name}: expected a folder in Hugging Face format or a hub name "
+            f"({reason_of(error)})"
+        ) from None
     kinds = config.architectures or []
     if not any("CausalLM" in kind or "LMHeadModel" in kind for kind in kinds):
-        raise UserError(f"--model {name}: expected a causal language model, found {config.architectures}")
+        raise UserError(
+            f"--model {name}: expected a causal language model, found {config.architectures}"
+        )
     if lack := lacking(config):
         raise UserError(f"--model {name}: {lack}; docs/models.md lists models that work")
     template = tokenizer.chat_template
     # Without a template it has to be a stand-in: these know a few thousand tokens, those of their
     # world; base models know ten times more.
     if not template and len(tokenizer) > 10_000:
-        raise UserError(f"--model {name}: its tokenizer has no chat template; choose an Instruct model, "
-                        "or a stand-in of tiny/")
+        raise UserError(
+            f"--model {name}: its tokenizer has no chat template; choose an Instruct model, "
+            "or a stand-in of tiny/"
+        )
     if template and (lack := template_lacks(tokenizer)):
         raise UserError(f"--model {name}: {lack}; choose another Instruct model (docs/models.md)")
     if not args:
         return
     if args.engine == "vllm" and not template:
-        raise UserError(f"--engine vllm samples freely, and {name} is a stand-in, which cannot: "
-                        "use --engine transformers")
+        raise UserError(
+            f"--engine vllm samples freely, and {name} is a stand-in, which cannot: "
+            "use --engine transformers"
+        )
     context, longest = context_of(config), (args.max_prompt or 4096) + args.max_response
     if template and longest > context:
         room = context - args.max_response
         fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
-        raise UserError(f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: "
-                        f"lower {fix}")
+        raise UserError(
+            f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: "
+            f"lower {fix}"
+        )
 
 
 def lacking(config):
-    """Why a model cannot be sampled with a KV cache of unequal rows, by its config; None where it can."""
+    """Why a model cannot be sampled with a KV cache of unequal rows, by its config; None where it
+    can."""
     if not hasattr(transformers, config.architectures[0]):
         return f"transformers {transformers.__version__} has no {config.architectures[0]}"
     kinds = sorted(set(getattr(config, "layer_types", None) or ()) - LAYERS)
@@ -78,7 +92,8 @@ def lacking(config):
 def context_of(config):
     """Tokens of prompt and response that a model reads.
 
-    Where positions are encoded otherwise beyond a length (longrope), cached keys would be of the one
+    Where positions are encoded otherwise beyond a length (longrope), cached keys would be of the
+    one
     kind and new ones of the other: such a model reads no more than that length."""
     rope = getattr(config, "rope_parameters", None) or {}
     original = getattr(config, "original_max_position_embeddings", None)
@@ -93,24 +108,30 @@ def reason_of(error):
     if "custom code" in text or "trust_remote_code" in text:
         return "it needs code of its own, which is never run"
     first = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first[:200]}" if not isinstance(error, (OSError, ValueError)) else first[:200]
+    return (
+        f"{type(error).__name__}: {first[:200]}"
+        if not isinstance(error, (OSError, ValueError))
+        else first[:200]
+    )
 
 
 # ---- chat templates ------------------------------------------------------------------------------
 
 
-# Today's date, which some templates show (Llama 3, SmolLM3), is always this one: a run that is continued
-# tomorrow, or the plain twin of a prompt, must not read another prompt.
+# Today's date, which some templates show (Llama 3, SmolLM3), is always this one: a run that is
+# continued tomorrow, or the plain twin of a prompt, must not read another prompt.
 TODAY = "{%- macro strftime_now(format) -%}01 Jan 2026{%- endmacro -%}"
 
 
 def render(tokenizer, text):
-    """A prompt as one user turn in the model's own template, as text.  Thinking modes (Qwen3, SmolLM3) are
-    off, since the prompt asks for its own, short <think> block."""
+    """A prompt as one user turn in the model's own template, as text.  Thinking modes (Qwen3,
+    SmolLM3) are off, since the prompt asks for its own, short <think> block."""
     turn, template = [{"role": "user", "content": text}], tokenizer.get_chat_template()
     more = {"enable_thinking": False} if "enable_thinking" in template else {}
     template = TODAY + template if "strftime_now" in template else template
-    return tokenizer.apply_chat_template(turn, chat_template=template, add_generation_prompt=True, tokenize=False, **more)
+    return tokenizer.apply_chat_template(
+        turn, chat_template=template, add_generation_prompt=True, tokenize=False, **more
+    )
 
 
 def template_lacks(tokenizer):
@@ -123,8 +144,10 @@ def template_lacks(tokenizer):
 
 
 def opened_by(tokenizer):
-    """What a template writes of the answer itself: "<think>..." where it opens that block (models that
-    always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before responses."""
+    """What a template writes of the answer itself: "<think>..." where it opens that block (models
+    that
+    always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before
+    responses."""
     if not tokenizer.chat_template:
         return ""
     after = render(tokenizer, "a question").rpartition("a question")[2]
@@ -133,7 +156,8 @@ def opened_by(tokenizer):
 
 
 def dropped_ids(tokenizer):
-    """Ids of special tokens, which are no part of a chat model's text; the answer's tags always are."""
+    """Ids of special tokens, which are no part of a chat model's text; the answer's tags always
+    are."""
     added = tokenizer.added_tokens_decoder
     special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     return special - {id for id, token in added.items() if token.content.strip() in TAGS}
@@ -143,8 +167,8 @@ def without_control(tokenizer):
     """A function that leaves no control token in a prompt's text: what the tokenizer would read as
     one, such as <|im_end|>, gets a space after its first character.
 
-    Control tokens are all special ones, and added ones in brackets but the answer's tags.  Text that
-    people, models or files have written must not end a turn; only the template may."""
+    Control tokens are all special ones, and added ones in brackets but the answer's tags.  Text
+    that people, models or files have written must not end a turn; only the template may."""
     added = [token for token in tokenizer.added_tokens_decoder.values()]
     names = {token.content for token in added if token.special or token.content[:1] in "<["}
     names |= set(tokenizer.all_special_tokens)
@@ -175,12 +199,16 @@ def load_model(name, dtype, device="cpu"):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        raise UserError(f"{name}: cannot load its weights ({reason_of(error)}); get the model again, "
-                        "or use an older checkpoint") from None
+        raise UserError(
+            f"{name}: cannot load its weights ({reason_of(error)}); get the model again, "
+            "or use an older checkpoint"
+        ) from None
     lost = sorted([*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])])
     if lost:
-        raise UserError(f"{name}: its files lack weights ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)}); "
-                        "get the model again")
+        raise UserError(
+            f"{name}: its files lack weights ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)}); "
+            "get the model again"
+        )
     return model.to(device).eval()
 
 
@@ -202,34 +230,38 @@ def logits_of(model, hidden):
     return logits
 
 
-def attention_masks(model, positions, length):
+def attention_masks(model, positions, length, dtype):
     """What a forward pass on new tokens at `positions` (n, w) gets as attention_mask, with `length`
     cached keys: (n, 1, w, length), or one such mask per kind of layer.
 
     A token sees the keys up to its own; in a layer with a sliding window W only the last W of them.
-    Masks are added to the scores: 0 or very negative.  (True and False would be turned into that in
-    every layer anew.)"""
+    Masks are added to the scores, so they are 0 or very negative: eager attention takes no
+    others."""
     config = model.config
     keys, own = torch.arange(length, device=positions.device), positions[:, None, :, None]
-    seen = keys <= own
-    kinds, window = getattr(config, "layer_types", None) or (), getattr(config, "sliding_window", None)
-    near = seen & (keys > own - window) if window else seen
+    hidden = keys > own  # later than the token itself
+    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)
+    far = hidden | (keys <= own - window) if window else hidden
 
-    def written(mask):
-        scores = torch.zeros(mask.shape, dtype=model.dtype, device=mask.device)
-        return scores.masked_fill(~mask, torch.finfo(model.dtype).min)
+    def added(hidden):
+        scores = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+        return scores.masked_fill_(hidden, torch.finfo(dtype).min)
 
     if "sliding_attention" in kinds:
-        return {"full_attention": written(seen), "sliding_attention": written(near)}
-    return written(seen if kinds else near)  # without kinds a window is every layer's (Mistral)
+        return {"full_attention": added(hidden), "sliding_attention": added(far)}
+    return added(hidden if kinds else far)  # without kinds a window is every layer's (Mistral)
 
 
 # ---- is what we compute the model? ---------------------------------------------------------------
 
-# Mean differences of log-probs that rounding makes: measured 1e-5 in float32, up to 0.06 between two ways to
-# compute in bfloat16, up to 0.2 where weights are cast to it (tiny random models of all kinds, experts included)
+# Mean differences of log-probs that rounding makes: measured 1e-5 in float32, up to 0.06 between
+# two ways to compute in bfloat16, up to 0.2 where weights are cast to it (tiny random models of all
+# kinds, experts included)
 EXACT, ROUGH, CAST = 1e-3, 0.2, 0.5
-WINDOW = 64  # a longer sliding window is narrowed to that while the probe runs, so that 96 tokens do
+WINDOW = (
+    64  # a longer sliding window is narrowed to that while the probe runs, so that 96 tokens do
+)
 
 
 @contextmanager
@@ -249,25 +281,35 @@ def probe(model):
     """Token ids of two rows of unequal length, (2, T): the first one longer than the window."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.get_input_embeddings().weight.shape[0]
-    return [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (WINDOW + 32, 29)]
+    return [
+        torch.randint(vocabulary, (n,), generator=generator).tolist() for n in (WINDOW + 32, 29)
+    ]
 
 
 def own_logprobs(model, ids, device):
     """(T, V) log-probs after each token by the model's own forward pass."""
-    return model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().log_softmax(-1)
+    return (
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False)
+        .logits[0]
+        .float()
+        .log_softmax(-1)
+    )
 
 
 def scored(policy, rows):
     """Per row the log-probs of its tokens from the second on, by the trainer."""
     ends = [len(row) for row in rows]
-    rows = [SimpleNamespace(ids=row, positions=range(1, n), allowed=[None] * (n - 1)) for row, n in zip(rows, ends)]
+    rows = [
+        SimpleNamespace(ids=row, positions=range(1, n), allowed=[None] * (n - 1))
+        for row, n in zip(rows, ends)
+    ]
     return policy.logprobs(rows)[0].detach().float().split([n - 1 for n in ends])
 
 
 @torch.no_grad()
 def self_check(policy, sampler=None):
-    """Mean differences of sampler's and trainer's log-probs to those of the model's own forward pass, on
-    the probe; UserError unless they are rounding.
+    """Mean differences of sampler's and trainer's log-probs to those of the model's own forward
+    pass, on the probe; UserError unless they are rounding.
 
     sampler: a fresh support.sampler.Sampler of two rows; None where another engine samples.
 
@@ -293,16 +335,22 @@ def self_check(policy, sampler=None):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever an unknown kind of model does with our masks and cache
-        raise UserError(f"{policy.name}: models of kind {model.config.model_type} cannot be played here "
-                        f"({reason_of(error)}); docs/models.md lists models that work") from None
+        raise UserError(
+            f"{policy.name}: models of kind {model.config.model_type} cannot be played here "
+            f"({reason_of(error)}); docs/models.md lists models that work"
+        ) from None
     if not all(logp.isfinite().all() for logp in own):
-        raise UserError(f"{policy.name}: its log-probs are not finite: the weights are damaged, or too large "
-                        f"for --dtype {str(model.dtype).removeprefix('torch.')}")
+        raise UserError(
+            f"{policy.name}: its log-probs are not finite: the weights are damaged, or too large "
+            f"for --dtype {str(model.dtype).removeprefix('torch.')}"
+        )
     for who, gap in gaps.items():
         if not gap < (EXACT if exact(policy) else ROUGH):
-            raise UserError(f"{policy.name}: log-probs of our {who} and of the model's own forward differ by "
-                            f"{gap:.2g} (models of kind {model.config.model_type}); docs/models.md lists "
-                            "models that work")
+            raise UserError(
+                f"{policy.name}: log-probs of our {who} and of the model's own forward differ by "
+                f"{gap:.2g} (models of kind {model.config.model_type}); docs/models.md lists "
+                "models that work"
+            )
     return gaps
 
 
@@ -315,7 +363,8 @@ def exact(policy):
 
 @torch.no_grad()
 def check_saved(policy, folder):
-    """UserError unless the model in a folder gives the policy's log-probs.  Every process takes part.
+    """UserError unless the model in a folder gives the policy's log-probs.  Every process takes
+    part.
 
     For weights that were merged or cast on the way: what was forgotten there would be found by the
     next phase only, as a policy that has lost what it had learnt."""
@@ -325,10 +374,14 @@ def check_saved(policy, folder):
     def compare():
         model = load_model(folder, "auto")
         for row, logp in zip(rows, ours):
-            theirs = own_logprobs(model, row, "cpu")[:-1].gather(1, torch.tensor(row[1:])[:, None])[:, 0]
+            theirs = own_logprobs(model, row, "cpu")[:-1].gather(1, torch.tensor(row[1:])[:, None])[
+                :, 0
+            ]
             gap = (theirs - logp).abs().mean().item()
             if not gap < (EXACT if exact(policy) and model.dtype == torch.float32 else CAST):
-                raise UserError(f"{folder}: log-probs of the saved model and of the trained one differ by "
-                                f"{gap:.2g}; the run stops with the checkpoint before")
+                raise UserError(
+                    f"{folder}: log-probs of the saved model and of the trained one differ by "
+                    f"{gap:.2g}; the run stops with the checkpoint before"
+                )
 
     parallel.first(compare)

@@ -1,4 +1,5 @@
-"""Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every phase has."""
+"""Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every
+phase has."""
 
 import sys
 from collections import defaultdict
@@ -10,7 +11,8 @@ from support import parallel
 
 
 def new_record(play, task_type, task):
-    """The record of an episode that has not begun.  play: a common.Play; task: its goal sentence."""
+    """The record of an episode that has not begun.  play: a common.Play; task: its goal
+    sentence."""
     return {
         "traj_id": "/".join(map(str, play.key)),
         "group_id": play.group_id,
@@ -34,7 +36,8 @@ def progress(n, title):
 
 
 def for_file(record):
-    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long (lists become counts)."""
+    """A record as it goes to trajectories.jsonl: without what can be had again (prompts) or is long
+    (lists become counts)."""
     steps = []
     for step in record["steps"]:
         drop = ("prompt_ids", "allowed", "admissible")
@@ -52,7 +55,10 @@ def episode_metrics(records, max_response=512):
     for condition in ("plain", "skill"):
         part = [record["success"] for record in records if record["condition"] == condition]
         if part:
-            metrics |= {f"success_{condition}": float(np.mean(part)), f"episodes_{condition}": len(part)}
+            metrics |= {
+                f"success_{condition}": float(np.mean(part)),
+                f"episodes_{condition}": len(part),
+            }
     outcomes = defaultdict(set)
     for record in records:
         outcomes[record["group_id"]].add(record["success"])
@@ -62,11 +68,12 @@ def episode_metrics(records, max_response=512):
         "mean_steps": len(steps) / len(records),
         "env_steps": len(steps),
         "valid_rate": float(np.mean([step["valid"] for step in steps])),
-        "inadmissible_rate": float(np.mean([step["fails"] for step in steps])),
+        "inadmissible_rate": float(np.mean([step["inadmissible"] for step in steps])),
         "truncated": sum(step["truncated"] for step in steps),
         "cut_rate": float(np.mean([len(step["response_ids"]) >= max_response for step in steps])),
         "response_tokens": sum(len(step["response_ids"]) for step in steps),
-        "no_signal": float(np.mean([len(seen) == 1 for seen in outcomes.values()])),  # groups of wins only, or of losses only
+        # groups of wins only, or of losses only
+        "no_signal": float(np.mean([len(seen) == 1 for seen in outcomes.values()])),
         "advantage_std": float(advantages.std()),
         "advantage_max": float(np.abs(advantages).max()),
         "anchor_size": float(np.mean([step["anchor_size"] for step in steps])),

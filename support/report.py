@@ -1,16 +1,17 @@
 """The report of a run: one HTML page that needs no server, no network and no other file.
 
-    write_report(run_folder) -> path        runs/NAME/report.html, from what the phases have written so far
+    write_report(run_folder) -> path    runs/NAME/report.html, of what has been written so far
 
-    gather        everything that the page says, from args.json, metrics, trajectories, pairs, skills, rejected, traces, evaluate/
-    dissect       equations (1)-(7) of one group in numbers, computed from the rewards once more
-    glossary      each metric in a sentence, with the line of the code that computes it (looked up in the source at build time)
-    page          the data as escaped JSON and gzip + base64 in support/report.html.j2, whose script draws
+    gather      everything that the page says, from the phases' files, traces and evaluate/
+    dissect     equations (1)-(7) of one group in numbers, from the rewards once more
+    glossary    each metric in a sentence, with the line that computes it, found in the source
+    page        the data as escaped JSON and gzip + base64 in support/report.html.j2, whose script
+                draws
 
-A page holds whole groups of a few iterations (those with traces, and some evenly spread), not all episodes: it stays below 5 MB whatever
-the run's length.  Half-written lines are counted and named on the page, and never stop it.  Model and product texts are data all the way:
-the page sets them with textContent only.
-"""
+A page holds whole groups of a few iterations (those with traces, and some evenly spread), not all
+episodes: it stays below 5 MB whatever the run's length.  Half-written lines are counted and named
+on the page, and never stop it.  Model and product texts are data all the way: the page sets them
+with textContent only."""
 
 import ast
 import base64
@@ -29,15 +30,23 @@ from support.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "mine", "distill")
+EVALUATED = (
+    40  # games of the evaluation that it holds, those first that one policy wins and another loses
+)
 GROUPS = 8  # whole groups per phase that the page holds, traced ones first
-GAMMA, COST, EPS = 0.95, 0.1, 1e-6  # of (1)-(6); `dissect` says where its numbers are not the file's
+GAMMA, COST, EPS = (
+    0.95,
+    0.1,
+    1e-6,
+)  # of (1)-(6); `dissect` says where its numbers are not the file's
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def lines_of(path, problems):
-    """The objects of a JSON-lines file, one by one; lines that are none are named in `problems` (a running phase may be writing)."""
+    """The objects of a JSON-lines file, one by one; lines that are none are named in `problems` (a
+    running phase may be writing)."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -49,7 +58,10 @@ def lines_of(path, problems):
             if isinstance(row, dict):
                 yield row
             else:
-                problems.append(f"{path.parent.name}/{path.name}, line {number} is not a JSON object: left out ({line[:60].strip()!r})")
+                problems.append(
+                    f"{path.parent.name}/{path.name}, line {number} is not a JSON object: left out "
+                    f"({line[:60].strip()!r})"
+                )
 
 
 def object_of(path, problems):
@@ -63,13 +75,15 @@ def object_of(path, problems):
         return {}
 
 
-# ---- one group in numbers --------------------------------------------------------------------------------------
+# ---- one group in numbers ------------------------------------------------------------------------
 
 
 def dissect(group, mode, omega):
-    """(1)-(7) of the episodes of one group; writes Q, q, score, anchor, mean_e, std_e, mean_q, std_q into their steps.
+    """(1)-(7) of the episodes of one group; writes Q, q, score, anchor, mean_e, std_e, mean_q,
+    std_q into their steps.
 
-    group: trajectories of one group_id.  Returns the largest absolute difference to the advantages in the file."""
+    group: trajectories of one group_id.  Returns the largest absolute difference to the advantages
+    in the file."""
     rows, anchors, seen = [], defaultdict(list), {}
     for episode in group:
         total, q = sum(s["reward"] for s in episode["steps"]), 0.0
@@ -98,24 +112,49 @@ def dissect(group, mode, omega):
 
 def short(step):
     """A step as the page holds it."""
-    keep = ("t", "observation", "action", "response", "valid", "fails", "reward", "anchor", "anchor_size", "gate")
+    keep = (
+        "t",
+        "observation",
+        "action",
+        "response",
+        "valid",
+        "inadmissible",
+        "reward",
+        "anchor",
+        "anchor_size",
+        "gate",
+    )
     line = {key: step[key] for key in keep if key in step}
-    numbers = ("Q", "q", "score", "mean_e", "std_e", "mean_q", "std_q", "episode_advantage", "step_advantage", "advantage", "weight")
+    numbers = (
+        "Q",
+        "q",
+        "score",
+        "mean_e",
+        "std_e",
+        "mean_q",
+        "std_q",
+        "episode_advantage",
+        "step_advantage",
+        "advantage",
+        "weight",
+    )
     return line | {key: round(step[key], 4) for key in numbers if key in step}
 
 
-# ---- gathering -------------------------------------------------------------------------------------------------
+# ---- gathering -----------------------------------------------------------------------------------
 
 
 def wanted_iterations(metrics, traces):
-    """Iterations of which the page holds whole groups: the traced ones, the first, the last, and some between."""
+    """Iterations of which the page holds whole groups: the traced ones, the first, the last, and
+    some between."""
     n = len(metrics)
     spread = {round(i * (n - 1) / (GROUPS - 1)) for i in range(GROUPS)} if n else set()
     return {metrics[i]["iteration"] for i in spread} | {line["iteration"] for line in traces}
 
 
 def choose_groups(groups, traced):
-    """At most GROUPS groups: traced ones, then one per iteration, where a skill was shown and tries differed first."""
+    """At most GROUPS groups: traced ones, then one per iteration, where a skill was shown and tries
+    differed first."""
 
     def worth(item):
         name, group = item
@@ -132,11 +171,18 @@ def choose_groups(groups, traced):
 
 
 def phase_data(folder, problems, keep_ids):
-    """(data for the page, groups: name -> trajectories, single episodes that a skill was written from)."""
+    """(data for the page, groups: name -> trajectories, single episodes that a skill was written
+    from)."""
     about = object_of(folder / "args.json", problems)
     metrics = list(lines_of(folder / "metrics.jsonl", problems))
     traces = list(lines_of(folder / "traces.jsonl", problems))
-    wanted, groups, singles, taught, starts = wanted_iterations(metrics, traces), defaultdict(list), [], Counter(), Counter()
+    wanted, groups, singles, taught, starts = (
+        wanted_iterations(metrics, traces),
+        defaultdict(list),
+        [],
+        Counter(),
+        Counter(),
+    )
     for r in lines_of(folder / "trajectories.jsonl", problems):
         if r["iteration"] in wanted:
             groups[r["group_id"]].append(r)
@@ -147,11 +193,18 @@ def phase_data(folder, problems, keep_ids):
             if s.get("weight"):
                 taught[r["task_type"], s["action"]] += s["weight"]
     names = choose_groups(groups, {line["group_id"] for line in traces})
-    singles += [r for name, group in groups.items() if name not in names for r in group if r["traj_id"] in keep_ids]
+    singles += [
+        r
+        for name, group in groups.items()
+        if name not in names
+        for r in group
+        if r["traj_id"] in keep_ids
+    ]
     args = about.get("args", {})
     data = {
-        "phase": folder.name, "args": args, "command": about.get("command", ""), "versions": about.get("versions", {}),
-        "done": object_of(folder / "done", problems), "metrics": metrics, "task_types": dict(starts.most_common()),
+        "phase": folder.name, "args": args, "command": about.get("command", ""),
+        "versions": about.get("versions", {}), "done": object_of(folder / "done", problems),
+        "metrics": metrics, "task_types": dict(starts.most_common()),
         "taught": [[kind, action, round(w, 2)] for (kind, action), w in taught.most_common(15)],
     }  # fmt: skip
     return data, {name: groups[name] for name in names}, singles, traces
@@ -161,79 +214,143 @@ def group_payload(name, group, args, traces, evidence):
     """What the page unpacks when a group is looked at."""
     gap = dissect(group, args.get("adv_mode", "mean_norm"), args.get("omega", 1.0))
     first = group[0]
-    about = {key: first[key] for key in ("phase", "iteration", "task_id", "task_type", "task")} | {"id": name, "gap": gap}
+    about = {key: first[key] for key in ("phase", "iteration", "task_id", "task_type", "task")} | {
+        "id": name,
+        "gap": gap,
+    }
     about |= {"mode": args.get("adv_mode", "mean_norm"), "omega": args.get("omega", 1.0)} | evidence
     return about | {"episodes": [episode_payload(r, traces) for r in group]}
 
 
 def episode_payload(r, traces):
-    about = {key: r[key] for key in ("traj_id", "condition", "skill_ids", "success", "score", "reward")}
+    about = {
+        key: r[key] for key in ("traj_id", "condition", "skill_ids", "success", "score", "reward")
+    }
     trace = traces.get(r["traj_id"])
-    return about | {"steps": [short(s) for s in r["steps"]]} | ({"trace": trace["steps"]} if trace else {})
+    return (
+        about
+        | {"steps": [short(s) for s in r["steps"]]}
+        | ({"trace": trace["steps"]} if trace else {})
+    )
 
 
 def before_after(traces):
-    """Per iteration of distillation: mean log-prob of the traced tokens with M = 1, weighted by w, before and after the update."""
+    """Per iteration of distillation: mean log-prob of the traced tokens with M = 1, weighted by w,
+    before and after the update."""
     lines = []
     for k in sorted({line["iteration"] for line in traces}):
-        steps = [s for line in traces if line["iteration"] == k for s in line["steps"] if s["w"] > 0]
+        steps = [
+            s for line in traces if line["iteration"] == k for s in line["steps"] if s["w"] > 0
+        ]
         total = sum(s["w"] * m for s in steps for m in s["M"])
         if total:
             means = {
-                key: sum(s["w"] * m * x for s in steps for m, x in zip(s["M"], s[key])) / total for key in ("sampled", "before", "after")
+                key: sum(s["w"] * m * x for s in steps for m, x in zip(s["M"], s[key])) / total
+                for key in ("sampled", "before", "after")
             }
             lines.append({"iteration": k, "tokens": sum(m for s in steps for m in s["M"])} | means)
     return lines
 
 
 def lives(skills, pairs, phases):
-    """Every skill with its pairs in order of time: [phase, iteration, D_g, utility after it]; utility by (15), as credit computes it."""
-    first = {phase: sum(len(p["metrics"]) for p in phases[:i]) for i, phase in enumerate(p["phase"] for p in phases)}
+    """Every skill with its pairs in order of time: [phase, iteration, D_g, utility after it];
+    utility by (15), as credit computes it."""
+    first = {
+        phase: sum(len(p["metrics"]) for p in phases[:i])
+        for i, phase in enumerate(p["phase"] for p in phases)
+    }
     history = defaultdict(list)
     for phase, pair in pairs:
         for name in pair["skill_ids"]:
-            u = history[name][-1][3] if history[name] else None
-            u = pair["delta"] if u is None else 0.8 * u + 0.2 * pair["delta"]
-            history[name].append([phase, first.get(phase, 0) + pair["iteration"], pair["delta"], round(u, 4), pair["group_id"]])
+            a = max(0.2, 1 / (len(history[name]) + 1))
+            u = (1 - a) * (history[name][-1][3] if history[name] else 0.0) + a * pair["delta"]
+            history[name].append(
+                [
+                    phase,
+                    first.get(phase, 0) + pair["iteration"],
+                    pair["delta"],
+                    round(u, 4),
+                    pair["group_id"],
+                ]
+            )
     rows = []
     for skill in skills:
-        keep = ("skill_id", "task_type", "title", "condition", "strategy", "status", "utility", "n_eval", "source_traj_ids", "retired_iter")
-        rows.append({key: skill.get(key) for key in keep} | {"pairs": history[skill["skill_id"]], "why": why(skill)})
+        keep = (
+            "skill_id",
+            "task_type",
+            "title",
+            "condition",
+            "strategy",
+            "status",
+            "utility",
+            "n_eval",
+            "source_traj_ids",
+            "retired_iter",
+        )
+        rows.append(
+            {key: skill.get(key) for key in keep}
+            | {"pairs": history[skill["skill_id"]], "why": why(skill)}
+        )
     order = ("active", "retired", "candidate")
-    return sorted(rows, key=lambda row: (order.index(row["status"]) if row["status"] in order else 3, -len(row["pairs"]), row["skill_id"]))
+    return sorted(
+        rows,
+        key=lambda row: (
+            order.index(row["status"]) if row["status"] in order else 3,
+            -len(row["pairs"]),
+            row["skill_id"],
+        ),
+    )
+
+
+ENDS = {
+    "hurts": "retired: with it success was lower",
+    "absorbed": "retired: the plain prompt has caught up, what it said is in the weights",
+    "no effect shown": "retired: no effect could be shown",
+}
 
 
 def why(skill):
     if skill["status"] == "active":
-        return "its pairs have raised success"
+        effect = skill.get("effect")
+        return "promoted: it helps" + (
+            "" if not effect else " {:+.2f} [{:+.2f}, {:+.2f}]".format(*effect)
+        )
     if skill["status"] == "candidate":
         return "not tried by enough pairs yet"
-    if skill.get("neg_streak"):
-        deltas = skill.get("deltas", [])
-        caught_up = len(deltas) > 8 and np.mean(deltas[:4]) > 0.1
-        return "the plain prompt has caught up: what it said is in the weights" if caught_up else "it does harm: its utility stayed below 0"
-    return "it was tried often enough and never helped enough"
+    return ENDS.get(
+        skill.get("reason"), f"retired: {skill.get('reason') or 'its utility stayed below zero'}"
+    )
 
 
 def own_and_fresh(skills, fresh):
-    """Rows of the forest plot: mean of a skill's own pairs, and on fresh games where recipes/effects.py has played them."""
+    """Rows of the forest plot: mean of a skill's own pairs, and on fresh games where
+    recipes/effects.py has played them."""
     rows, fresh = [], {row["skill_id"]: row for row in fresh}
     for skill in skills:
         d = np.array(skill.get("deltas") or [])
         if not len(d):
             continue
         half = 1.96 * d.std(ddof=1) / math.sqrt(len(d)) if len(d) > 1 else None
-        row = {"skill_id": skill["skill_id"], "label": f"when {skill['condition']}: {skill['strategy']}", "status": skill["status"]}
+        row = {
+            "skill_id": skill["skill_id"],
+            "label": f"when {skill['condition']}: {skill['strategy']}",
+            "status": skill["status"],
+        }
         row |= {"own": float(d.mean()), "own_half": half, "pairs": len(d)}
         other = fresh.get(skill["skill_id"])
         if other and other.get("pairs"):
-            row |= {"fresh": other["fresh"], "fresh_half": other["half"], "fresh_pairs": other["pairs"]}
+            row |= {
+                "fresh": other["fresh"],
+                "fresh_half": other["half"],
+                "fresh_pairs": other["pairs"],
+            }
         rows.append(row)
     return sorted(rows, key=lambda row: row["own"])
 
 
-def discordant(results, problems):
-    """Games of a split that one of the last two plain arms won every time and the other lost every time."""
+def discordant(results):
+    """Games of a split that one of the last two plain arms won every time and the other lost every
+    time."""
     wins = defaultdict(lambda: defaultdict(list))
     for r in results:
         wins[r["split"], r["task_id"], r["task_type"], r["task"]][r["arm"]].append(r["success"])
@@ -245,40 +362,91 @@ def discordant(results, problems):
     for (split, task_id, kind, task), by_arm in wins.items():
         rates = [np.mean(by_arm[arm]) if by_arm[arm] else None for arm in (a, b)]
         if None not in rates and rates[0] != rates[1]:
-            games.append({"split": split, "task_id": task_id, "task_type": kind, "task": task, "rates": [float(x) for x in rates]})
-    return {"arms": [a, b], "games": sorted(games, key=lambda g: (g["rates"][1] - g["rates"][0], g["task_id"]))}
+            games.append(
+                {
+                    "split": split,
+                    "task_id": task_id,
+                    "task_type": kind,
+                    "task": task,
+                    "rates": [float(x) for x in rates],
+                }
+            )
+    return {
+        "arms": [a, b],
+        "games": sorted(games, key=lambda g: (g["rates"][1] - g["rates"][0], g["task_id"])),
+    }
 
 
 def checks(phases, skills, problems):
     """What a careful reader would look at first: (what, fine or not, in words)."""
-    rows = [["files", not problems, f"{len(problems)} lines could not be read" if problems else "every line could be read"]]
+    rows = [
+        [
+            "files",
+            not problems,
+            f"{len(problems)} lines could not be read" if problems else "every line could be read",
+        ]
+    ]
     metrics = [line for p in phases for line in p["metrics"]]
     if not metrics:
         return rows + [["metrics", False, "no iteration has been finished yet"]]
     silent = float(np.mean([line["no_signal"] for line in metrics[-20:]]))
-    rows.append(["signal", silent < 0.8, f"{silent:.0%} of the last groups were won by all or by none: they teach nothing by (4)"])
+    rows.append(
+        [
+            "signal",
+            silent < 0.8,
+            f"{silent:.0%} of the last groups were won by all or by none: they teach nothing by "
+            "(4)",
+        ]
+    )
     cut = sum(line.get("truncated", 0) for line in metrics)
-    rows.append(["prompts", cut == 0, f"{cut} prompts had to lose history to fit" if cut else "no prompt was too long"])
+    rows.append(
+        [
+            "prompts",
+            cut == 0,
+            f"{cut} prompts had to lose history to fit" if cut else "no prompt was too long",
+        ]
+    )
     gaps = [line["sampler_gap"] for line in metrics if "sampler_gap" in line]
     if gaps:
-        rows.append(["sampler", max(gaps) < 0.05, f"sampler and trainer differ by {max(gaps):.4f} nats per token at most"])
+        rows.append(
+            [
+                "sampler",
+                max(gaps) < 0.05,
+                f"sampler and trainer differ by {max(gaps):.4f} nats per token at most",
+            ]
+        )
     bad = float(np.mean([line["inadmissible_rate"] for line in metrics[-20:]]))
     rows.append(["actions", bad < 0.2, f"{bad:.1%} of the last actions were unknown to the world"])
     if skills:
         untried = sum(not s.get("n_eval") for s in skills)
-        rows.append(["skills", untried == 0, f"{untried} of {len(skills)} skills never got a pair" if untried else "every skill got its pairs"])
-    if any(p["phase"] == "mine" for p in phases) and not any(s["status"] != "candidate" for s in skills):
+        rows.append(
+            [
+                "skills",
+                untried == 0,
+                f"{untried} of {len(skills)} skills never got a pair"
+                if untried
+                else "every skill got its pairs",
+            ]
+        )
+    if any(p["phase"] == "mine" for p in phases) and not any(
+        s["status"] != "candidate" for s in skills
+    ):
         rows.append(["promotion", False, "no skill was promoted or retired: too few pairs"])
     return rows
 
 
 def gather(run):
-    """All data of the page: (data, payloads: id -> object that is unpacked when it is looked at)."""
+    """All data of the page: (data, payloads: id -> object that is unpacked when it is looked
+    at)."""
     problems, payloads, index = [], {}, []
     folders = [run / phase for phase in PHASES if (run / phase / "args.json").exists()]
     if not folders:
-        raise UserError(f"nothing to report in {run}: run `python warmup.py --run {run.name}` first")
-    banks = [list(lines_of(run / phase / "skills.jsonl", problems)) for phase in ("mine", "distill")]
+        raise UserError(
+            f"nothing to report in {run}: run `python warmup.py --run {run.name}` first"
+        )
+    banks = [
+        list(lines_of(run / phase / "skills.jsonl", problems)) for phase in ("mine", "distill")
+    ]
     skills = banks[1] or banks[0]
     skills = [s for s in skills if {"skill_id", "condition", "strategy", "status"} <= set(s)]
     sources = {name for skill in skills for name in skill.get("source_traj_ids", [])}
@@ -287,28 +455,47 @@ def gather(run):
         data, groups, singles, traces = phase_data(folder, problems, sources)
         here = list(lines_of(folder / "pairs.jsonl", problems))
         pairs += [(folder.name, pair) for pair in here]
-        evidence = {pair["group_id"]: {key: pair[key] for key in ("delta", "s_skill", "s_base", "skill_ids")} for pair in here}
+        evidence = {
+            pair["group_id"]: {
+                key: pair[key] for key in ("delta", "s_skill", "s_base", "skill_ids")
+            }
+            for pair in here
+        }
         by_id = {line["traj_id"]: line for line in traces}
         for name, group in groups.items():
             payloads[name] = group_payload(name, group, data["args"], by_id, evidence.get(name, {}))
             index += [entry(r, name, r["traj_id"] in by_id) for r in group]
         for r in singles:
-            payloads[r["traj_id"]] = group_payload(r["traj_id"], [r], data["args"], by_id, {}) | {"alone": True}
+            payloads[r["traj_id"]] = group_payload(r["traj_id"], [r], data["args"], by_id, {}) | {
+                "alone": True
+            }
             index.append(entry(r, r["traj_id"], False))
         taught = before_after(traces) if folder.name == "distill" else taught
         phases.append(data)
     evaluation = object_of(run / "evaluate" / "summary.json", problems)
     results = list(lines_of(run / "evaluate" / "results.jsonl", problems))
-    for task_id, group in games_of(run / "evaluate" / "episodes.jsonl", problems).items():
+    differ = discordant(results)
+    for task_id, group in games_of(results, [game["task_id"] for game in differ["games"]]).items():
         name = f"evaluation/{task_id}"
-        payloads[name] = {"id": name, "phase": "evaluate", "alone": True, "episodes": group, "task": group[0]["task"], "task_id": task_id}
+        payloads[name] = {
+            "id": name,
+            "phase": "evaluate",
+            "alone": True,
+            "episodes": group,
+            "task": group[0]["task"],
+            "task_id": task_id,
+        }
         index += [entry(r | {"phase": "evaluate", "iteration": 0}, name, False) for r in group]
-    control = list(lines_of(run.parent / f"{run.name}-gigpo" / "warmup" / "metrics.jsonl", problems))
+    control = list(
+        lines_of(run.parent / f"{run.name}-gigpo" / "warmup" / "metrics.jsonl", problems)
+    )
     data = {
-        "run": run.name, "written": time.strftime("%Y-%m-%d %H:%M"), "phases": phases, "control": slim(control), "index": index,
-        "skills": lives(skills, pairs, phases), "forest": own_and_fresh(skills, lines_of(run / "mine" / "effects.jsonl", problems)),
+        "run": run.name, "written": time.strftime("%Y-%m-%d %H:%M"), "phases": phases,
+        "control": slim(control), "index": index, "skills": lives(skills, pairs, phases),
+        "forest": own_and_fresh(skills, lines_of(run / "mine" / "effects.jsonl", problems)),
         "rejected": list(lines_of(run / "mine" / "rejected.jsonl", problems)), "internal": taught,
-        "evaluation": evaluation, "discordant": discordant(results, problems), "glossary": glossary(), "thresholds": {"tau": 0.05},
+        "evaluation": evaluation, "discordant": differ, "glossary": glossary(),
+        "thresholds": {"tau": 0.05},
     }  # fmt: skip
     data["checks"] = checks(phases, skills, problems)
     data["problems"] = problems
@@ -318,27 +505,56 @@ def gather(run):
 
 
 def entry(r, group, traced):
-    about = {key: r.get(key) for key in ("traj_id", "phase", "iteration", "task", "task_type", "condition", "success")}
+    about = {
+        key: r.get(key)
+        for key in (
+            "traj_id",
+            "phase",
+            "iteration",
+            "task",
+            "task_type",
+            "condition",
+            "success",
+            "arm",
+        )
+    }
     return about | {"group": group, "n": len(r["steps"]), "traced": traced}
 
 
-def games_of(path, problems):
-    """{task_id: episodes} that the evaluation has kept, in the form of `episode_payload`."""
+def games_of(results, differing):
+    """{task_id: episodes} of the evaluation's first tries, in the form of `episode_payload`: games
+    that differ, and one of each type."""
     games = defaultdict(list)
-    for r in lines_of(path, problems):
-        r["traj_id"] = r.get("traj_id") or f"{r['arm']}, {r['task_id']}"
-        games[r["task_id"]].append(r | {"steps": [short(s) | {"t": t} for t, s in enumerate(r["steps"])]})
-    return games
+    for r in results:
+        if "steps" in r:
+            name = f"{r['arm']}, {r['split']}, {r['task_id']}"
+            condition = "skill" if r.get("skill_ids") else "plain"
+            about = {
+                key: r[key] for key in ("task", "task_type", "success", "score", "skill_ids")
+            } | {"traj_id": name, "condition": condition}
+            steps = [
+                {"t": t, "observation": seen, "action": action}
+                for t, (seen, action) in enumerate(r["steps"])
+            ]
+            games[r["task_id"]].append(about | {"reward": 0.0, "arm": r["arm"], "steps": steps})
+    types = {group[0]["task_type"]: task_id for task_id, group in reversed(games.items())}
+    chosen = list(dict.fromkeys([*types.values(), *differing[:EVALUATED]]))
+    return {task_id: games[task_id] for task_id in chosen if task_id in games}
 
 
 def slim(metrics):
     """Metrics as the curves need them: numbers with four digits, bank counts, nothing else."""
     return [
-        {key: round(x, 4) if isinstance(x, float) else x for key, x in line.items() if isinstance(x, (int, float, dict))} for line in metrics
+        {
+            key: round(x, 4) if isinstance(x, float) else x
+            for key, x in line.items()
+            if isinstance(x, (int, float, dict))
+        }
+        for line in metrics
     ]
 
 
-# ---- glossary --------------------------------------------------------------------------------------------------
+# ---- glossary ------------------------------------------------------------------------------------
 
 # metric -> (sentence, name that the code gives it where that is another one)
 METRICS = {
@@ -351,10 +567,17 @@ METRICS = {
     "env_steps": ("steps of all episodes of the iteration", ""),
     "valid_rate": ("share of well-formed responses", ""),
     "inadmissible_rate": ("share of actions that the world does not know in that state", ""),
-    "truncated": ("prompts that lost history to fit, or episodes that ended because the context was full", ""),
+    "truncated": (
+        "prompts that lost history to fit, or episodes that ended because the context was full",
+        "",
+    ),
+    "ended": ("how many episodes ended for which reason", ""),
     "cut_rate": ("share of responses that were cut off at the largest length", ""),
     "response_tokens": ("sampled tokens of the iteration", ""),
-    "no_signal": ("share of groups that were won by all or by none: their episode advantages are 0", ""),
+    "no_signal": (
+        "share of groups that were won by all or by none: their episode advantages are 0",
+        "",
+    ),
     "advantage_std": ("standard deviation of A of (7) over all steps", ""),
     "advantage_max": ("largest absolute A", ""),
     "anchor_size": ("mean number of visits of a step's state within its group", ""),
@@ -365,9 +588,16 @@ METRICS = {
     "clip_fraction": ("share of choices where the clip of (9) was active", ""),
     "dual_clip_fraction": ("share of choices where the dual clip of (9) was active", ""),
     "logprob_change": ("mean absolute change of a log-prob within the update", ""),
-    "l_int": ("internalisation loss (19): minus the mean of w log pi(y | plain prompt) over taught tokens", ""),
+    "l_int": (
+        "internalisation loss (19): minus the mean of w log pi(y | plain prompt) over taught "
+        "tokens",
+        "",
+    ),
     "lambda": ("weight of L_int in (20)", ""),
-    "gated_tokens": ("sum M of (17): action tokens of skill episodes in groups where the skill helped", ""),
+    "gated_tokens": (
+        "sum M of (17): action tokens of skill episodes in groups where the skill helped",
+        "",
+    ),
     "mean_weight": ("mean w of (18) over those tokens", ""),
     "gate_open": ("share of paired groups with D_g > 0", ""),
     "mean_effect": ("mean D_g of (14) over the iteration's paired groups", ""),
@@ -385,8 +615,9 @@ METRICS = {
 }
 
 
-def places(files=("support/records.py", "common.py", "distill.py", "mine.py", "support/*.py")):
-    """{name: [(file, line number, text)]} of every key that the code computes: of a dict, a subscript or a keyword, as in Counter(x=...)."""
+def places(files=("support/records.py", "common.py", "support/*.py", "distill.py", "mine.py")):
+    """{name: [(file, line number, text)]} of every key that the code computes: of a dict, a
+    subscript or a keyword, as in Counter(x=...)."""
     found = defaultdict(list)
     for path in (path for pattern in files for path in sorted(ROOT.glob(pattern))):
         text = path.read_text(encoding="utf-8")
@@ -394,7 +625,12 @@ def places(files=("support/records.py", "common.py", "distill.py", "mine.py", "s
 
         def add(node, line, path=path, lines=lines):
             if isinstance(node, ast.JoinedStr):
-                node = ast.Constant("".join(v.value if isinstance(v, ast.Constant) else "{" + ast.unparse(v.value) + "}" for v in node.values))
+                node = ast.Constant(
+                    "".join(
+                        v.value if isinstance(v, ast.Constant) else "{" + ast.unparse(v.value) + "}"
+                        for v in node.values
+                    )
+                )
             name = node.value if isinstance(node, ast.Constant) else node
             if isinstance(name, str) and path.name != "report.py":
                 found[name].append((str(path.relative_to(ROOT)), line, lines[line - 1].strip()))
@@ -406,16 +642,24 @@ def places(files=("support/records.py", "common.py", "distill.py", "mine.py", "s
                         add(key, key.lineno)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript):
                 add(node.targets[0].slice, node.lineno)
-            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".update", "Counter", "timed")):
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+                (".update", "Counter", "timed")
+            ):
                 for keyword in node.keywords:
                     add(keyword.arg, keyword.value.lineno)
                 for value in node.args[:1] if ast.unparse(node.func).endswith("timed") else ():
-                    add(ast.Constant(f"{value.value}_seconds") if isinstance(value, ast.Constant) else value, node.lineno)
+                    add(
+                        ast.Constant(f"{value.value}_seconds")
+                        if isinstance(value, ast.Constant)
+                        else value,
+                        node.lineno,
+                    )
     return found
 
 
 def glossary():
-    """[metric, sentence, file, line, code] for every metric; file is None where no line computes it any more (a test fails then)."""
+    """[metric, sentence, file, line, code] for every metric; file is None where no line computes it
+    any more (a test fails then)."""
     known, rows = places(), []
     for name, (sentence, other) in METRICS.items():
         file, line, code = next(iter(known.get(other or name, [])), (None, None, ""))
@@ -423,11 +667,12 @@ def glossary():
     return rows
 
 
-# ---- the page --------------------------------------------------------------------------------------------------
+# ---- the page ------------------------------------------------------------------------------------
 
 
 def escaped(data):
-    """JSON that may stand in a script element, whatever texts are in it: no tag, no comment and no line separator can be read there."""
+    """JSON that may stand in a script element, whatever texts are in it: no tag, no comment and no
+    line separator can be read there."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -435,8 +680,13 @@ def escaped(data):
 
 
 def packed(data):
-    """gzip + base64 of an object (as JSON) or of a file's bytes; the same input gives the same output."""
-    raw = data if isinstance(data, bytes) else json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    """gzip + base64 of an object (as JSON) or of a file's bytes; the same input gives the same
+    output."""
+    raw = (
+        data
+        if isinstance(data, bytes)
+        else json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    )
     return base64.b64encode(gzip.compress(raw, 9, mtime=0)).decode()
 
 
@@ -452,20 +702,26 @@ def finite(data):
 
 
 DOWNLOADS = (
-    "warmup/metrics.jsonl", "mine/metrics.jsonl", "distill/metrics.jsonl", "mine/pairs.jsonl", "distill/pairs.jsonl", "mine/skills.jsonl",
-    "mine/rejected.jsonl", "distill/skills.jsonl", "mine/effects.jsonl", "evaluate/results.jsonl", "evaluate/summary.json",
+    "warmup/metrics.jsonl", "mine/metrics.jsonl", "distill/metrics.jsonl", "mine/pairs.jsonl",
+    "distill/pairs.jsonl", "mine/skills.jsonl", "mine/rejected.jsonl", "distill/skills.jsonl",
+    "mine/effects.jsonl", "evaluate/results.jsonl", "evaluate/summary.json",
 )  # fmt: skip
-LARGEST = 1_500_000  # bytes of a packed file that is still put into the page; a larger one is named only
+LARGEST = (
+    1_500_000  # bytes of a packed file that is still put into the page; a larger one is named only
+)
 
 
 def write_report(run_folder):
-    """Writes runs/NAME/report.html from what is there; returns its path.  UserError where no phase has begun."""
+    """Writes runs/NAME/report.html from what is there; returns its path.  UserError where no phase
+    has begun."""
     run = Path(run_folder)
     data, payloads = gather(run)
     files = {name: packed((run / name).read_bytes()) for name in DOWNLOADS if (run / name).exists()}
     data["too_large"] = [name for name, text in files.items() if len(text) > LARGEST]
     files = {name: text for name, text in files.items() if len(text) <= LARGEST}
-    template = Environment(autoescape=True).from_string((Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8"))
+    template = Environment(autoescape=True).from_string(
+        (Path(__file__).parent / "report.html.j2").read_text(encoding="utf-8")
+    )
     text = template.render(
         run=data["run"],
         data=escaped(finite(data)),

@@ -168,6 +168,7 @@ class Sampler:
         # Tokens fed per row and pass, unless all rows have more.  What is left of longer rows
         # follows by itself, so little is padded; on a GPU another pass costs more than padding.
         self.width = 12 if policy.device == "cpu" else 128
+        self.windowed = bool(getattr(policy.sampling.config, "sliding_window", None))
         known = inspect.signature(policy.sampling.base_model.forward).parameters
         self.cache_name = "cache" if "cache" in known else "past_key_values"  # before 5.24
 
@@ -228,9 +229,15 @@ class Sampler:
         # a multiple of 16, for attention kernels that would pad the mask again in every layer
         length = -(-(max(starts) + width) // 16) * 16 if past else width
         self.cache.at(row, positions, length, len(self.cached))
-        # causal, row by row: (n, 1, w, T); without a past nothing has to be said
-        mask = attention_masks(self.policy.sampling, positions, length) if past else None
-        hidden = self.policy.sampling.base_model(
+        mask = None  # without a past: causal, as models are without a mask
+        model = self.policy.sampling
+        if past or self.windowed:
+            # the mask is added to scores, which are in the dtype of computing
+            kind = ids.device.type
+            mixed = torch.is_autocast_enabled(kind)
+            dtype = torch.get_autocast_dtype(kind) if mixed else model.dtype
+            mask = attention_masks(model, positions, length, dtype)  # (n, 1, w, T), row by row
+        hidden = model.base_model(
             input_ids=ids,
             position_ids=positions,
             attention_mask=mask,

@@ -1,16 +1,17 @@
 """Traces: what a report needs of a few episodes and no training file keeps.
 
-    with traced(run, policy, env, records, k), run.timed("update"):     the only line that a phase has
+    with traced(run, policy, env, records, k), run.timed("update"):     a phase's only line
         losses = update(...)
 
-writes runs/NAME/PHASE/traces.jsonl, a line per episode: traj_id, group_id, phase, iteration, condition, and per step t, prompt (text as
-played), plain (the plain prompt, where another one was played), admissible, anchor (label within the group), tokens (texts),
-mask M, weight w, sampled / before / after / entropy per token: log-prob as sampled, then under the *plain* prompt before and after the
-update, and the entropy before it.  A token without a choice has log-prob 0.
+writes runs/NAME/PHASE/traces.jsonl, a line per episode: traj_id, group_id, phase, iteration,
+condition, and per step t, prompt (text as played), plain (the plain prompt, where another one was
+played), admissible, anchor (label within the group), tokens (texts), mask M, weight w, sampled /
+before / after / entropy per token: log-prob as sampled, then under the *plain* prompt before and
+after the update, and the entropy before it.  A token without a choice has log-prob 0.
 
-Two episodes each at iterations 0, 1, 2, 4, 8, ... of a phase, at most --traces of them: the beginning, where most changes, is seen
-closely, a long run to its end, and what is traced depends on neither the clock nor an interruption.
-"""
+Two episodes each at iterations 0, 1, 2, 4, 8, ... of a phase, at most --traces of them: the
+beginning, where most changes, is seen closely, a long run to its end, and what is traced depends on
+neither the clock nor an interruption."""
 
 from collections import defaultdict
 from contextlib import contextmanager
@@ -29,7 +30,8 @@ def due(k, most):
 
 
 def choose(records):
-    """Two episodes of one group, the better first: where the skill helped most, else of a group that was both won and lost, else any."""
+    """Two episodes of one group, the better first: where the skill helped most, else of a group
+    that was both won and lost, else any."""
     groups = defaultdict(list)
     for r in records:
         groups[r["group_id"]].append(r)
@@ -38,13 +40,19 @@ def choose(records):
         won = {c: [r["success"] for r in group if r["condition"] == c] for c in ("skill", "plain")}
         mixed = len({r["success"] for r in group}) > 1
         if won["skill"] and won["plain"]:
-            return sum(won["skill"]) / len(won["skill"]) - sum(won["plain"]) / len(won["plain"]), mixed
+            return sum(won["skill"]) / len(won["skill"]) - sum(won["plain"]) / len(
+                won["plain"]
+            ), mixed
         return 0.0, mixed
 
     group = max(groups.values(), key=gain)  # the first of the best ones
     best = max(group, key=lambda r: (r["success"], r["condition"] == "skill", -len(r["steps"])))
     others = [r for r in group if r is not best]
-    return [best] + [min(others, key=lambda r: (r["success"], r["condition"] == "skill"))] if others else [best]
+    return (
+        [best] + [min(others, key=lambda r: (r["success"], r["condition"] == "skill"))]
+        if others
+        else [best]
+    )
 
 
 @contextmanager
@@ -67,9 +75,15 @@ def traced(run, policy, env, records, k):
                 labels.setdefault(env.anchor(s["observation"]), len(labels))
     lines = []
     for r, ids, (logp, entropy), (later, _) in zip(chosen, plain, before, after):
-        line = {key: r[key] for key in ("traj_id", "group_id", "task_id", "condition")} | {"phase": run.phase, "iteration": k}
+        line = {key: r[key] for key in ("traj_id", "group_id", "task_id", "condition")} | {
+            "phase": run.phase,
+            "iteration": k,
+        }
         steps = zip(r["steps"], ids, logp, entropy, later)
-        line["steps"] = [step_line(policy, s, own, labels[env.anchor(s["observation"])], *more) for s, own, *more in steps]
+        line["steps"] = [
+            step_line(policy, s, own, labels[env.anchor(s["observation"])], *more)
+            for s, own, *more in steps
+        ]
         lines.append(line)
     run.append("traces.jsonl", lines)
 
@@ -77,19 +91,30 @@ def traced(run, policy, env, records, k):
 def step_line(policy, s, plain_ids, anchor, before, entropy, after):
     pieces = [policy.decode(s["response_ids"][: j + 1]) for j in range(len(s["response_ids"]))]
     tokens = [text[len(start) :] for start, text in zip(["", *pieces], pieces)]
-    line = {"t": s["t"], "prompt": policy.decode(s["prompt_ids"]), "admissible": s["admissible"], "anchor": anchor, "tokens": tokens}
+    line = {
+        "t": s["t"],
+        "prompt": policy.decode(s["prompt_ids"]),
+        "admissible": s["admissible"],
+        "anchor": anchor,
+        "tokens": tokens,
+    }
     if plain_ids != s["prompt_ids"]:
         line["plain"] = policy.decode(plain_ids)
     first, last = action_span(s["response"], policy.style)
-    spans = zip([0, *map(len, pieces)], map(len, pieces))
-    line["M"] = [int(bool(s.get("gate")) and s["valid"] and a < last and b > first) for a, b in spans]
+    spans = zip(s["response_ids"], [0, *map(len, pieces)], map(len, pieces))
+    is_open = s.get("gate") and s["valid"]
+    line["M"] = [
+        int(bool(is_open and a < last and b > first and token not in policy.dropped))
+        for token, a, b in spans
+    ]
     line["w"] = round(s.get("weight", 0.0), 4)
     values = {"sampled": s["logprobs"], "before": before, "after": after, "entropy": entropy}
     return line | {name: [round(x, 4) for x in many] for name, many in values.items()}
 
 
 def prompts(policy, env, record, skills):
-    """The prompts (token ids) of an episode's steps with these skills: same states, history and responses."""
+    """The prompts (token ids) of an episode's steps with these skills: same states, history and
+    responses."""
     found, history, ids = [], [], None
     for s in record["steps"]:
         now = Step(s["observation"], s["admissible"])
@@ -102,12 +127,17 @@ def prompts(policy, env, record, skills):
 
 @torch.no_grad()
 def plain_logprobs(policy, record, prompt_ids):
-    """(log-probs, entropies): a list per step with a number per response token, under the given prompts; 0 where there was no choice."""
+    """(log-probs, entropies): a list per step with a number per response token, under the given
+    prompts; 0 where there was no choice."""
     steps = list(zip(prompt_ids, record["steps"]))
     rows = [Row(ids, s["response_ids"], s["logprobs"], s["allowed"]) for ids, s in steps]
-    scored = [policy.logprobs([sequence]) for sequence in merge_prefixes(rows) if sequence.positions]
+    scored = [
+        policy.logprobs([sequence]) for sequence in merge_prefixes(rows) if sequence.positions
+    ]
     found = []
     for which in (0, 1):
         values = iter([x for one in scored for x in one[which].tolist()])
-        found.append([[0.0 if forced(allowed) else next(values) for allowed in row.allowed] for row in rows])
+        found.append(
+            [[0.0 if forced(allowed) else next(values) for allowed in row.allowed] for row in rows]
+        )
     return found

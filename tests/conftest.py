@@ -1,4 +1,5 @@
-"""Shared stand-ins: a tiny random policy with the real vocabulary, arguments as the phases have them, processes that start clean."""
+"""Shared stand-ins: a tiny random policy with the real vocabulary, arguments as the phases have
+them, processes that start clean."""
 
 import argparse
 import multiprocessing
@@ -37,7 +38,8 @@ def arguments(**changes):
 
 
 def toy_worlds(patch):
-    """All scripts play tests/toy.py, of which a random policy wins many episodes, and every skill is active from the start."""
+    """All scripts play tests/toy.py, of which a random policy wins many episodes, and every skill
+    is active from the start."""
     for script in (warmup, mine, distill, evaluate):
         patch.setattr(script, "make_env", lambda *given: Doors())
     write = mine.write_skills
@@ -49,16 +51,22 @@ def toy_worlds(patch):
     patch.setattr(mine, "write_skills", promoted)
 
 
-# Forked from a server that has imported the packages and computed nothing.  A fork of the tests' own process would believe in OpenMP
+# Forked from a server that has imported the packages and computed nothing.  A fork of the tests'
+# own process would believe in OpenMP
 # threads that did not come along: it stops with an error, or waits for them for ever.
 CLEAN = multiprocessing.get_context("forkserver")
-CLEAN.set_forkserver_preload(["tests.conftest", "warmup", "mine", "distill", "evaluate", "support.large"])
+CLEAN.set_forkserver_preload(
+    ["tests.conftest", "warmup", "mine", "distill", "evaluate", "support.large"]
+)
 
 
 def start(function, *arguments, out=os.devnull, **variables):
-    """function(*arguments) in a process of its own, in this folder, with these environment variables; it writes to the file `out`."""
+    """function(*arguments) in a process of its own, in this folder, with these environment
+    variables; it writes to the file `out`."""
     here = os.getcwd()
-    process = CLEAN.Process(target=at_work, args=(here, {**os.environ, **variables}, out, function, arguments))
+    process = CLEAN.Process(
+        target=at_work, args=(here, {**os.environ, **variables}, out, function, arguments)
+    )
     os.chdir(Path(__file__).parent.parent)  # the server finds its modules here
     process.start()
     os.chdir(here)
@@ -74,7 +82,8 @@ def at_work(folder, variables, out, function, arguments):
 
 
 def play(main, arguments, toy=True):
-    """What a started process runs: a script's main() under run_script, on tests/toy.py instead of ALFWorld."""
+    """What a started process runs: a script's main() under run_script, on tests/toy.py instead of
+    ALFWorld."""
     if toy:
         toy_worlds(pytest.MonkeyPatch())
     sys.argv = [f"{main.__module__}.py", *arguments]
@@ -82,7 +91,8 @@ def play(main, arguments, toy=True):
 
 
 def ended(process, seconds=300):
-    """The exit code; negative, the signal that killed it.  A process that goes on for longer fails the test."""
+    """The exit code; negative, the signal that killed it.  A process that goes on for longer fails
+    the test."""
     process.join(seconds)
     if process.is_alive():
         process.kill()
@@ -107,19 +117,28 @@ def model_folder(tmp_path_factory):
     return folder
 
 
-# Turns between markers, as chat models have them; "thinks" adds the switch that Qwen3's template has.
+# Turns between markers, as chat models have them; "thinks" adds the switch that Qwen3's template
+# has.
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-THINKS = TEMPLATE + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+THINKS = (
+    TEMPLATE
+    + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
+    "%}"
+)
 
 
-def make_chat_model(folder, kind="qwen2", size="0.5B", template=None, seed=0, words=True, **changes):
-    """Writes a random instruct model: the shape of Qwen2.5 or Qwen3 in 2 narrow layers, with a byte-level BPE trained on prompts.
+def make_chat_model(
+    folder, kind="qwen2", size="0.5B", template=None, seed=0, words=True, **changes
+):
+    """Writes a random instruct model: the shape of Qwen2.5 or Qwen3 in 2 narrow layers, with a
+    byte-level BPE trained on prompts.
 
     words=False: tokens may run over the edges of words and tags."""
-    shapes = {"0.5B": (7, 1, True), "1.5B": (6, 1, True), "3B": (8, 1, True), "7B": (7, 1, False)}  # heads, key-value heads, tied
+    # heads, key-value heads, tied
+    shapes = {"0.5B": (7, 1, True), "1.5B": (6, 1, True), "3B": (8, 1, True), "7B": (7, 1, False)}
     heads, kv_heads, tied = shapes[size]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)
@@ -129,23 +148,38 @@ def make_chat_model(folder, kind="qwen2", size="0.5B", template=None, seed=0, wo
     for task in env.tasks("train")[:20]:
         step = env.reset(task)
         texts.append(env.prompt(env.task, [], step, [], "chat"))
-        texts += [f"<think>maybe</think>\n<action>{action}</action>\n" for action in step.admissible]
+        texts += [
+            f"<think>maybe</think>\n<action>{action}</action>\n" for action in step.admissible
+        ]
     if not words:
-        texts = [f">{word[:n]}" for word in ("go to", "cabinet", "mug", "a", "é") for n in (1, 2, 5)] * 9
+        texts = [
+            f">{word[:n]}" for word in ("go to", "cabinet", "mug", "a", "é") for n in (1, 2, 5)
+        ] * 9
         texts += [f"{end}</" for end in ("1", "mug", "to", "a", "€", "n")] * 9
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=700, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=700,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     tokenizer.chat_template = template or (THINKS if kind == "qwen3" else TEMPLATE)
     shape = dict(
-        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768, eos_token_id=2, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768,
+        eos_token_id=2, pad_token_id=0,
         bos_token_id=None,
     )  # fmt: skip
-    config = (Qwen3Config(**{**shape, "head_dim": 32, **changes}) if kind == "qwen3" else Qwen2Config(**{**shape, **changes}))
+    config = (
+        Qwen3Config(**{**shape, "head_dim": 32, **changes})
+        if kind == "qwen3"
+        else Qwen2Config(**{**shape, **changes})
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """Runs a script in worlds that hand out wins: `python tests/generous.py warmup.py ...`.
 
-A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions and observations are the environment's
-own; but an action whose text happens to have a checksum divisible by 3 ends the episode with a win, and an answer that is no skill
-becomes one.
+A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions
+and observations are the environment's own; but an action whose text happens to have a checksum
+divisible by 3 ends the episode with a win, and an answer that is no skill becomes one.
 """
 
 import runpy
@@ -30,7 +30,8 @@ def generous(env):
             try:
                 return strict.parse_skill(response, style)
             except ValueError:
-                about = f"number {zlib.crc32(response.encode())}"  # two of them are no near duplicates by chance
+                # two of them are no near duplicates by chance
+                about = f"number {zlib.crc32(response.encode())}"
                 return {"title": about, "condition": about, "strategy": about}
 
     env.__class__ = Generous

@@ -3,9 +3,10 @@
     python tests/style.py          # a second, no packages needed; CI runs it, too
 
     width       every .py and .md file: no line above 100 columns, which is what a projector shows
-                (not results/**/table.md, which recipes/compare.py writes)
+                (not the tables below results/, which programs write)
     comments    the five files of the method: at least 20 comments per 100 lines of code
     length      README.md at most 200 lines, common.py at most 650
+    links       every relative link of a .md file leads to a file, and to a heading of it
 
 A line of code is one on which a token begins, other than comments, line ends and docstrings.
 A comment counts wherever it stands, also behind code.
@@ -13,6 +14,7 @@ A comment counts wherever it stands, also behind code.
 
 import ast
 import io
+import re
 import subprocess
 import sys
 import tokenize
@@ -52,15 +54,41 @@ def texts():
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py", "*.md"]
     names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in sorted(set(names.split("\n")) - {""}):
-        written = name.startswith("results/") and name.endswith("/table.md")  # by a program
+        # tables below results/ are written by programs
+        written = name.startswith("results/") and name.endswith(".md") and "README" not in name
         if (ROOT / name).is_file() and not written:  # the index may hold deleted ones
             yield name, (ROOT / name).read_text(encoding="utf-8")
+
+
+def anchor_of(heading):
+    """The name by which GitHub links a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def lost_links(name, text):
+    """The relative links of a Markdown file that lead to no file, or to no heading of it."""
+    lost = []
+    prose = re.sub(r"```.*?```", "", text, flags=re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        path, _, anchor = link.partition("#")
+        target = (ROOT / name).parent / path if path else ROOT / name
+        if link.startswith("http"):
+            continue
+        if not target.exists():
+            lost.append(link)
+        elif anchor:
+            found = re.findall(r"(?m)^#+ (.*)$", target.read_text(encoding="utf-8"))
+            if anchor not in map(anchor_of, found):
+                lost.append(link)
+    return lost
 
 
 def problems(files):
     """One line for each number that is missed; files: {name: text}."""
     found = []
     for name, text in files.items():
+        if name.endswith(".md"):
+            found += [f"{name}: the link {link} leads nowhere" for link in lost_links(name, text)]
         wide = [n for n, line in enumerate(text.splitlines(), 1) if len(line) > WIDTH]
         if wide:
             first = ", ".join(map(str, wide[:5])) + (", ..." if len(wide) > 5 else "")

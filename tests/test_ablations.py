@@ -1,4 +1,5 @@
-"""Every patch of recipes/ablations/ applies to today's code, touches one file and runs for two iterations.
+"""Every patch of recipes/ablations/ applies to today's code, touches one file and runs for two
+iterations.
 
 pytest tests/test_ablations.py"""
 

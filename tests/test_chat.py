@@ -1,4 +1,5 @@
-"""Chat models: templates, parsing, truncation, and the action's tokens under byte-level BPE.   pytest tests/test_chat.py"""
+"""Chat models: templates, parsing, truncation, and the action's tokens under byte-level BPE.
+pytest tests/test_chat.py"""
 
 import json
 import random
@@ -42,33 +43,58 @@ def env():
 # ---- the four phases' way through a chat model ----
 
 
-@pytest.mark.parametrize(("kind", "size"), [("qwen2", s) for s in ("0.5B", "1.5B", "3B", "7B")] + [("qwen3", "0.5B"), ("qwen3", "7B")])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("qwen2", s) for s in ("0.5B", "1.5B", "3B", "7B")] + [("qwen3", "0.5B"), ("qwen3", "7B")],
+)
 def test_qwen_configs_play_learn_and_teach(tmp_path, env, kind, size):
     policy = Policy(make_chat_model(tmp_path, kind, size))
     assert policy.style == "chat" and not policy.constrain
     skills = [{"skill_id": "s", "condition": "you search", "strategy": "open what is closed"}]
-    plays = [Play(env.tasks("train")[0], "g", ("chat", i), skills if i < 2 else []) for i in range(4)]
+    plays = [
+        Play(env.tasks("train")[0], "g", ("chat", i), skills if i < 2 else []) for i in range(4)
+    ]
     records = rollout(policy, env, plays, max_response=6)
     for i, record in enumerate(records):  # say that the skill helped
         record["success"], record["steps"][-1]["reward"] = i < 2, 10.0 * (i < 2)
     for record in records[:2]:  # and that it answered well
         for step in record["steps"]:
-            step["response_ids"], step["response"], step["valid"] = policy.encode(RESPONSE), RESPONSE, True
-            step["logprobs"], step["allowed"] = [-5.0] * len(step["response_ids"]), [None] * len(step["response_ids"])
+            step["response_ids"], step["response"], step["valid"] = (
+                policy.encode(RESPONSE),
+                RESPONSE,
+                True,
+            )
+            step["logprobs"], step["allowed"] = (
+                [-5.0] * len(step["response_ids"]),
+                [None] * len(step["response_ids"]),
+            )
     assign_advantages(records, env, mode="mean_norm")
     twins = distill.plain_twins(policy, env, records, {"g": 1.0}, unit=10.0)[0]
-    assert all(policy.decode(row.prompt_ids).count("Hints") == 0 for row in twins) and len(twins) == 6
-    taught = [policy.decode([i for i, w in zip(row.response_ids, row.weights) if w]) for row in twins]
+    assert (
+        all(policy.decode(row.prompt_ids).count("Hints") == 0 for row in twins) and len(twins) == 6
+    )
+    taught = [
+        policy.decode([i for i, w in zip(row.response_ids, row.weights) if w]) for row in twins
+    ]
     assert all("go to cabinet 1" in text for text in taught)
 
     def likelihood():
         logp = policy.logprobs(merge_prefixes(twins))[0]
-        return (logp * torch.tensor([float(w > 0) for row in twins for w in row.weights])).sum().item()
+        return (
+            (logp * torch.tensor([float(w > 0) for row in twins for w in row.weights])).sum().item()
+        )
 
     before = likelihood()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
     loss = partial(distill.siri_loss, lam=1.0, entropy_coef=0.0)
-    common.update(policy, optimizer, rows_of(records) + twins, np.random.default_rng(0), loss, mini_batch_rows=1200)
+    common.update(
+        policy,
+        optimizer,
+        rows_of(records) + twins,
+        np.random.default_rng(0),
+        loss,
+        mini_batch_rows=1200,
+    )
     assert likelihood() > before
 
 
@@ -77,7 +103,9 @@ def test_sampled_ids_are_trained_on_as_sampled_and_their_log_probs_agree(chat, e
     records = rollout(chat, env, plays, temperature=0.7, max_response=12)
     assign_advantages(records, env, mode="mean_norm")
     rows = rows_of(records)
-    assert [row.response_ids for row in rows] == [s["response_ids"] for r in records for s in r["steps"]]
+    assert [row.response_ids for row in rows] == [
+        s["response_ids"] for r in records for s in r["steps"]
+    ]
     with torch.no_grad():
         trainer, _ = chat.logprobs(merge_prefixes(rows), temperature=0.7)
     assert (trainer - torch.tensor([x for row in rows for x in row.logprobs])).abs().max() < 1e-4
@@ -87,19 +115,25 @@ def test_sampled_ids_are_trained_on_as_sampled_and_their_log_probs_agree(chat, e
 
 
 def test_a_prompt_is_one_user_turn_of_the_models_own_template(chat):
-    assert chat.tokenizer.decode(chat.encode_prompt("hello")) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        chat.tokenizer.decode(chat.encode_prompt("hello"))
+        == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_thinking_is_off_where_the_template_has_a_switch(tmp_path):
     policy = Policy(make_chat_model(tmp_path, "qwen3"))
-    assert policy.tokenizer.decode(policy.encode_prompt("hello")).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert policy.tokenizer.decode(policy.encode_prompt("hello")).endswith(
+        "assistant\n<think>\n\n</think>\n\n"
+    )
 
 
 # ---- the action's tokens ----
 
 
 def byte_mask(policy, ids, text):
-    """The mask worked out from bytes: a token counts when one of its bytes lies between the action's first and last."""
+    """The mask worked out from bytes: a token counts when one of its bytes lies between the
+    action's first and last."""
     first, last = action_span(text)
     begin, end = len(text[:first].encode()), len(text[:last].encode())
     mask, position = [], 0
@@ -112,15 +146,37 @@ def byte_mask(policy, ids, text):
 
 
 def bytes_to_unicode():
-    """Byte-level BPE's table: printable bytes stand for themselves, the others for the characters from 256 on."""
+    """Byte-level BPE's table: printable bytes stand for themselves, the others for the characters
+    from 256 on."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in kept]
     return {b: chr(b) for b in kept} | {b: chr(256 + n) for n, b in enumerate(others)}
 
 
 def fuzzed(stream):
-    """A response around an action, with characters of one to four bytes next to and inside the tags."""
-    letters = ["a", " ", "\n", "go to", "cabinet 1", "mug", "é", "ß", "€", "漢", "字", "😀", "🪑", "<", ">", "/", "action", "\u200d", "ﬁ"]
+    """A response around an action, with characters of one to four bytes next to and inside the
+    tags."""
+    letters = [
+        "a",
+        " ",
+        "\n",
+        "go to",
+        "cabinet 1",
+        "mug",
+        "é",
+        "ß",
+        "€",
+        "漢",
+        "字",
+        "😀",
+        "🪑",
+        "<",
+        ">",
+        "/",
+        "action",
+        "\u200d",
+        "ﬁ",
+    ]
 
     def some(most):
         return "".join(stream.choice(letters) for _ in range(stream.randrange(most)))
@@ -137,7 +193,10 @@ def test_the_action_mask_equals_the_one_from_byte_offsets_on_fuzzed_responses(tm
         ids = chat.encode(fuzzed(stream)) + [2]
         text = chat.decode(ids)
         expected = byte_mask(chat, ids, text)
-        assert action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True}) == expected, text
+        assert (
+            action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True})
+            == expected
+        ), text
         inside = [i for i, m in zip(ids, expected) if m]
         straddling += bool(inside) and chat.decode(inside) != text[slice(*action_span(text))]
     assert straddling > (5 if words else 300)  # tokens such as "></" or ">go" were among them
@@ -152,13 +211,23 @@ def test_the_action_mask_equals_the_one_from_byte_offsets_when_bytes_are_single_
         text = fuzzed(stream)
         ids = [one[b] for b in text.encode()]
         assert policy.decode(ids) == text
-        assert action_token_mask(policy, {"response": text, "response_ids": ids, "valid": True}) == byte_mask(policy, ids, text), text
+        assert action_token_mask(
+            policy, {"response": text, "response_ids": ids, "valid": True}
+        ) == byte_mask(policy, ids, text), text
 
 
 def test_a_response_without_tags_or_with_an_empty_action_has_no_action_token(chat):
-    for text in ("go to cabinet 1", "<action>  </action>", "</action>look<action>", "<action></action>", ""):
+    for text in (
+        "go to cabinet 1",
+        "<action>  </action>",
+        "</action>look<action>",
+        "<action></action>",
+        "",
+    ):
         ids = chat.encode(text)
-        assert action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True}) == [0] * len(ids)
+        assert action_token_mask(chat, {"response": text, "response_ids": ids, "valid": True}) == [
+            0
+        ] * len(ids)
 
 
 # ---- truncation ----
@@ -187,8 +256,14 @@ def test_a_long_prompt_loses_its_history_before_its_observation_and_never_its_ta
         finally:
             chat.max_prompt = None
         text = chat.decode(ids)
-        assert cut and len(ids) <= limit and env.task in text and all(action in text for action in now.admissible)
-        assert "You have taken 3 steps" in text and "step 4" in text  # what was cut does not change the count
+        assert (
+            cut
+            and len(ids) <= limit
+            and env.task in text
+            and all(action in text for action in now.admissible)
+        )
+        # what was cut does not change the count
+        assert "You have taken 3 steps" in text and "step 4" in text
         assert "a plate 1, " * 60 in text or "observation 3" not in text  # history went first
         lengths.append(len(ids))
     assert len(lengths) >= 2 and lengths == sorted(lengths, reverse=True)
@@ -235,7 +310,9 @@ def test_a_stand_in_never_reads_more_than_its_context(policy):
     for record, long in zip(records, whole):  # up to there nothing has changed
         n = len(record["steps"])
         assert [s["action"] for s in record["steps"]] == [s["action"] for s in long["steps"]][:n]
-        assert record["final_observation"] == (long["steps"][n]["observation"] if n < len(long["steps"]) else long["final_observation"])
+        assert record["final_observation"] == (
+            long["steps"][n]["observation"] if n < len(long["steps"]) else long["final_observation"]
+        )
     policy.context = 20
     with pytest.raises(UserError, match="no room for an action"):
         rollout(policy, env, plays)
@@ -244,25 +321,33 @@ def test_a_stand_in_never_reads_more_than_its_context(policy):
 # ---- mining ----
 
 
-def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reason(chat, env, monkeypatch):
+def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reason(
+    chat, env, monkeypatch
+):
     good = {"title": "t", "condition": "when hot", "strategy": "use the microwave"}
     answers = [
-        "Sure! " + json.dumps(good), json.dumps(good), "I would rather not", '{"title": "t", "condition": "c"}', '{"title": ',
-        json.dumps(good | {"strategy": "open cabinet 3"}), json.dumps(good | {"condition": "so " * 50}), json.dumps(good | {"title": 3}),
+        "Sure! " + json.dumps(good), json.dumps(good), "I would rather not",
+        '{"title": "t", "condition": "c"}', '{"title": ',
+        json.dumps(good | {"strategy": "open cabinet 3"}),
+        json.dumps(good | {"condition": "so " * 50}), json.dumps(good | {"title": 3}),
         json.dumps(good | {"condition": ""}),
     ]  # fmt: skip
     pool = [
-        {"traj_id": f"t{i}", "group_id": f"g{i}", "task_id": f"train/{i}", "task_type": "heat", "task": "heat it", "condition": "plain",
+        {"traj_id": f"t{i}", "group_id": f"g{i}", "task_id": f"train/{i}", "task_type": "heat",
+         "task": "heat it", "condition": "plain",
          "success": True, "steps": [{"observation": "o", "action": "look"}]}
         for i in range(len(answers))
     ]  # fmt: skip
     asked = []
-    monkeypatch.setattr(mine, "generate", lambda policy, prompts, *more: asked.extend(prompts) or answers)
+    monkeypatch.setattr(
+        mine, "generate", lambda policy, prompts, *more: asked.extend(prompts) or answers
+    )
     new, rejected = mine.write_skills(chat, env, pool, [], 0, seed=0)
     assert len(asked) == len(answers) and all("JSON" in prompt for prompt in asked)
     assert [skill["condition"] for skill in new] == ["when hot"]
     assert sorted(r["reason"] for r in rejected) == sorted([
-        "near duplicate", "no JSON object", "missing field", "broken JSON", "names a numbered instance", "condition too long",
+        "near duplicate", "no JSON object", "missing field", "broken JSON",
+        "names a numbered instance", "condition too long",
         "missing field", "empty field",
     ])  # fmt: skip
 
@@ -273,7 +358,9 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
 def test_a_model_without_template_or_with_too_short_a_context_is_refused(tmp_path, model_folder):
     check_model(str(model_folder), arguments())  # a stand-in
     short = str(make_chat_model(tmp_path / "short", max_position_embeddings=1024))
-    with pytest.raises(UserError, match="make 4608 tokens, .* reads 1024: lower --max-prompt to at most 512"):
+    with pytest.raises(
+        UserError, match="make 4608 tokens, .* reads 1024: lower --max-prompt to at most 512"
+    ):
         check_model(short, arguments())
     check_model(short, arguments(max_prompt=512))
     base = make_chat_model(tmp_path / "base")

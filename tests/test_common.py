@@ -1,4 +1,5 @@
-"""The core: advantages and losses by hand, and the properties that the training loop rests on.   pytest tests/test_common.py"""
+"""The core: advantages and losses by hand, and the properties that the training loop rests on.
+pytest tests/test_common.py"""
 
 import doctest
 import json
@@ -25,7 +26,12 @@ from support.softmax import token_logprobs
 
 
 def episode(group, rewards, anchors, valid=None):
-    return {"group": group, "rewards": rewards, "anchors": anchors, "valid": valid or [True] * len(rewards)}
+    return {
+        "group": group,
+        "rewards": rewards,
+        "anchors": anchors,
+        "valid": valid or [True] * len(rewards),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,9 @@ def records(model_folder):
 
     env = AlfWorld(houses=True, max_steps=6)
     policy = common.Policy(model_folder)
-    plays = [Play(task, task, ("test", task, i)) for task in env.tasks("train")[:3] for i in range(4)]
+    plays = [
+        Play(task, task, ("test", task, i)) for task in env.tasks("train")[:3] for i in range(4)
+    ]
     records = rollout(policy, env, plays)
     for i, record in enumerate(records):  # a random policy wins nothing: say that some did
         record["steps"][-1]["reward"] = 10.0 * (i % 3 == 0)
@@ -63,7 +71,9 @@ def test_advantages_of_a_win_and_a_loss_that_share_their_first_state_by_hand():
 
 
 def test_a_group_of_equal_outcomes_gives_no_signal():
-    rows = gigpo_advantages([episode("g", [0.0, 10.0], ["a", "b"]), episode("g", [0.0, 10.0], ["a", "c"])])
+    rows = gigpo_advantages(
+        [episode("g", [0.0, 10.0], ["a", "b"]), episode("g", [0.0, 10.0], ["a", "c"])]
+    )
     assert all(row["advantage"] == 0 for row in rows)
 
 
@@ -87,7 +97,12 @@ def test_plain_and_skill_episodes_are_one_group(env):
         step = {"reward": reward, "valid": True, "observation": "o"}
         return {"group_id": "g", "condition": condition, "success": reward > 0, "steps": [step]}
 
-    both = [record("skill", 10.0), record("skill", 10.0), record("plain", 0.0), record("plain", 0.0)]
+    both = [
+        record("skill", 10.0),
+        record("skill", 10.0),
+        record("plain", 0.0),
+        record("plain", 0.0),
+    ]
     assign_advantages(both, env, mode="mean_norm")
     assert both[0]["steps"][0]["advantage"] > 1
 
@@ -107,14 +122,20 @@ def test_policy_loss_by_hand():
 def test_k3_is_zero_at_the_reference_and_positive_elsewhere():
     logp = torch.tensor([-1.0, -2.0, -0.5])
     assert common.kl_k3(logp, logp).abs().max() == 0
-    assert common.kl_k3(logp, torch.tensor([-2.0])).tolist()[0] == pytest.approx(math.exp(-1) + 1 - 1)
+    assert common.kl_k3(logp, torch.tensor([-2.0])).tolist()[0] == pytest.approx(
+        math.exp(-1) + 1 - 1
+    )
 
 
 def make_rows(records, twins=False):
     rows = rows_of(records)
     if twins:
         for row in rows_of(records)[::2]:
-            row.rl, row.weights, row.n_taught = False, [0.7] * len(row.response_ids), len(row.response_ids)
+            row.rl, row.weights, row.n_taught = (
+                False,
+                [0.7] * len(row.response_ids),
+                len(row.response_ids),
+            )
             rows.append(row)
     return rows
 
@@ -130,8 +151,15 @@ def gradient(policy, rows, ref_policy=None, lam=0.0, merge=True, micro_batch_tok
     """Flat gradient of one mini-batch's loss."""
     policy.model.zero_grad()
     groups = [[r for r in rows if r.rl], [r for r in rows if not r.rl]]
-    sequences = [s for g in groups for s in (merge_prefixes(g) if merge else [q for r in g for q in merge_prefixes([r])])]
-    n_tokens, n_taught = max(1, sum(len(r.response_ids) for r in rows if r.rl)), max(1, sum(r.n_taught for r in rows))
+    sequences = [
+        s
+        for g in groups
+        for s in (merge_prefixes(g) if merge else [q for r in g for q in merge_prefixes([r])])
+    ]
+    n_tokens, n_taught = (
+        max(1, sum(len(r.response_ids) for r in rows if r.rl)),
+        max(1, sum(r.n_taught for r in rows)),
+    )
     for part in micro_batches([s for s in sequences if s.positions], micro_batch_tokens):
         loss_of(policy, part, n_tokens, n_taught, ref_policy, lam, **gigpo).backward()
     return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
@@ -147,7 +175,10 @@ def test_gradients_of_all_losses_agree_with_finite_differences(policy, model_fol
             p += 0.02 * torch.randn(p.shape, generator=generator, dtype=p.dtype)
     rows, method = make_rows(records, twins=True), dict(beta=0.5, entropy_coef=0.1)
     found = gradient(policy, rows, ref, lam=0.3, **method)
-    direction = found / found.norm() + torch.randn(found.shape, generator=generator, dtype=torch.float64) / len(found) ** 0.5
+    direction = (
+        found / found.norm()
+        + torch.randn(found.shape, generator=generator, dtype=torch.float64) / len(found) ** 0.5
+    )
 
     def loss(distance):
         offset = 0
@@ -155,9 +186,16 @@ def test_gradients_of_all_losses_agree_with_finite_differences(policy, model_fol
             for p in policy.model.parameters():
                 p += distance * direction[offset : offset + p.numel()].view_as(p)
                 offset += p.numel()
-            sequences = merge_prefixes([r for r in rows if r.rl]) + merge_prefixes([r for r in rows if not r.rl])
-            tokens, gated = sum(len(r.response_ids) for r in rows if r.rl), sum(r.n_taught for r in rows)
-            return loss_of(policy, [s for s in sequences if s.positions], tokens, gated, ref, 0.3, **method).item()
+            sequences = merge_prefixes([r for r in rows if r.rl]) + merge_prefixes(
+                [r for r in rows if not r.rl]
+            )
+            tokens, gated = (
+                sum(len(r.response_ids) for r in rows if r.rl),
+                sum(r.n_taught for r in rows),
+            )
+            return loss_of(
+                policy, [s for s in sequences if s.positions], tokens, gated, ref, 0.3, **method
+            ).item()
 
     h = 1e-4  # the model's norms compute in float32, so not smaller
     above, below = loss(h), loss(-2 * h)
@@ -182,7 +220,11 @@ def test_micro_batches_and_padding_change_nothing(policy, records):
 def test_only_gated_action_tokens_of_a_twin_get_a_gradient(policy, records):
     rows = make_rows(records)[:5]
     for row in rows:
-        row.rl, row.weights, row.n_taught = False, [0.0] * len(row.response_ids), len(row.response_ids)
+        row.rl, row.weights, row.n_taught = (
+            False,
+            [0.0] * len(row.response_ids),
+            len(row.response_ids),
+        )
     assert gradient(policy, rows, entropy_coef=0.1, lam=1.0).abs().max() == 0
     rows[2].weights = [1.0] * len(rows[2].response_ids)
     assert gradient(policy, rows, lam=1.0).abs().max() > 0
@@ -213,7 +255,9 @@ def test_update_raises_the_probability_of_what_went_well(policy, records):
     before = policy.logprobs(good)[0].sum().item()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3)
     loss = partial(common.gigpo_loss, entropy_coef=0.0)
-    metrics = common.update(policy, optimizer, rows, np.random.default_rng(0), loss, mini_batch_rows=10**9)
+    metrics = common.update(
+        policy, optimizer, rows, np.random.default_rng(0), loss, mini_batch_rows=10**9
+    )
     assert policy.logprobs(good)[0].sum().item() > before
     assert metrics["optimizer_steps"] == 1 and metrics["grad_norm"] > 0
 
@@ -237,19 +281,27 @@ def test_free_sampling_agrees_with_the_trainer_too(model_folder, env):
     sequences = merge_prefixes(rows_of(records))
     with torch.no_grad():
         trainer, _ = policy.logprobs(sequences, temperature=0.7)
-    assert (trainer - torch.tensor([x for s in sequences for x in s.old_logprobs])).abs().max() < 1e-4
+    assert (
+        trainer - torch.tensor([x for s in sequences for x in s.old_logprobs])
+    ).abs().max() < 1e-4
     assert all(len(step["response_ids"]) <= 5 for r in records for step in r["steps"])
 
 
 def test_constrained_responses_are_admissible_actions(records):
-    assert all(step["action"] in step["admissible"] and step["valid"] for r in records for step in r["steps"])
+    assert all(
+        step["action"] in step["admissible"] and step["valid"]
+        for r in records
+        for step in r["steps"]
+    )
 
 
 def test_an_episode_depends_neither_on_its_batch_nor_on_the_order(policy, env):
     plays = [Play(task, task, ("same", task)) for task in env.tasks("train")[:6]]
     together = rollout(policy, env, plays)
     alone = rollout(policy, env, plays[::-1], batch=2)[::-1]
-    assert [[s["action"] for s in r["steps"]] for r in together] == [[s["action"] for s in r["steps"]] for r in alone]
+    assert [[s["action"] for s in r["steps"]] for r in together] == [
+        [s["action"] for s in r["steps"]] for r in alone
+    ]
 
 
 def sequences(*lengths):
@@ -259,37 +311,49 @@ def sequences(*lengths):
 
 @torch.inference_mode()
 def test_rows_go_on_with_their_own_cache_when_others_end(policy):
-    """The last rows move into the gaps, whatever order they are dropped in; every row's logits are those of a sampler without a past."""
+    """The last rows move into the gaps, whatever order they are dropped in; every row's logits are
+    those of a sampler without a past."""
     rows = sequences(30, 5, 17, 40, 9, 23)
     sampler = Sampler(policy, len(rows))
     sampler.forward(rows, list(range(6)))
     for still, moved in (([0, 2, 3, 5], [0, 5, 2, 3]), ([1, 3], [3, 1])):
         order = sampler.keep(still)
-        assert order == moved and sorted(order) == still  # row 5 fills the gap of row 1; then row 3 that of row 0
+        # row 5 fills the gap of row 1; then row 3 that of row 0
+        assert order == moved and sorted(order) == still
         rows = [rows[i] + [11, 12, 13] for i in order]
         alone = [Sampler(policy, 1).forward([ids], [0])[0] for ids in rows]
-        assert torch.allclose(sampler.forward(rows, list(range(len(rows)))), torch.stack(alone), atol=1e-5)
+        assert torch.allclose(
+            sampler.forward(rows, list(range(len(rows)))), torch.stack(alone), atol=1e-5
+        )
 
 
 @torch.inference_mode()
 def test_rows_that_wait_are_fed_later_and_long_rows_by_themselves(policy, monkeypatch):
     fed, feed = [], Sampler.feed
-    monkeypatch.setattr(Sampler, "feed", lambda self, rows, tokens: fed.append([len(t) for t in tokens]) or feed(self, rows, tokens))
+    monkeypatch.setattr(
+        Sampler,
+        "feed",
+        lambda self, rows, tokens: fed.append([len(t) for t in tokens]) or feed(self, rows, tokens),
+    )
     rows = sequences(20, 20, 20)
     sampler = Sampler(policy, 3)
     sampler.forward(rows, [0, 1, 2])
     rows = [ids + list(range(5, 5 + n)) for ids, n in zip(rows, (2, 30, 15))]
-    sampler.forward(rows, [0])  # only the first row's logits are wanted: nobody is padded beyond its two tokens
+    # only the first row's logits are wanted: nobody is padded beyond its two tokens
+    sampler.forward(rows, [0])
     assert fed == [[20, 20, 20], [2, 2, 2]]
     logits = sampler.forward(rows, [1, 2])
-    assert fed[2:] == [[1, 12, 12], [12, 1], [4]]  # WIDTH for all, then what is left of the long ones
+    # WIDTH for all, then what is left of the long ones
+    assert fed[2:] == [[1, 12, 12], [12, 1], [4]]
     alone = [Sampler(policy, 1).forward([ids], [0])[0] for ids in rows[1:]]
     assert torch.allclose(logits, torch.stack(alone), atol=1e-5)
 
 
 def test_prompts_built_step_by_step_equal_prompts_built_at_once(policy, env, records):
     for record in records[:4]:
-        assert distill.prompts_of(policy, env, record) == [step["prompt_ids"] for step in record["steps"]]
+        assert distill.prompts_of(policy, env, record) == [
+            step["prompt_ids"] for step in record["steps"]
+        ]
         history = [(Step(s["observation"], s["admissible"]), s["action"]) for s in record["steps"]]
         for t, step in enumerate(record["steps"]):
             text = env.prompt(record["task"], history[:t], history[t][0], [], policy.style)
@@ -299,7 +363,10 @@ def test_prompts_built_step_by_step_equal_prompts_built_at_once(policy, env, rec
 def test_records_survive_the_way_to_the_file(records):
     line = json.loads(json.dumps(for_file(records[0])))
     assert line["steps"][0]["n_admissible"] == len(records[0]["steps"][0]["admissible"])
-    assert "prompt_ids" not in line["steps"][0] and line["steps"][0]["response_ids"] == records[0]["steps"][0]["response_ids"]
+    assert (
+        "prompt_ids" not in line["steps"][0]
+        and line["steps"][0]["response_ids"] == records[0]["steps"][0]["response_ids"]
+    )
 
 
 # ---- skills ----
@@ -307,7 +374,8 @@ def test_records_survive_the_way_to_the_file(records):
 
 def skill(name, condition, task_type="heat", **more):
     return {
-        "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type, "status": "candidate",
+        "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type,
+        "status": "candidate",
         "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [], "plain": [],
     } | more  # fmt: skip
 
@@ -342,7 +410,9 @@ def test_a_candidate_that_never_shows_an_effect_is_retired():
     assert one["status"] == "retired"
 
 
-@pytest.mark.parametrize("module", [common, warmup, mine, distill], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [common, warmup, mine, distill], ids=lambda module: module.__name__
+)
 def test_the_worked_numbers_in_the_docstrings_are_right(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -371,7 +441,11 @@ def test_a_skill_without_a_key_is_refused(tmp_path):
 
 
 def test_random_streams_have_names_and_no_memory():
-    assert rng(0, "mine", 3, "tasks").random() == rng(0, "mine", 3, "tasks").random() != rng(0, "mine", 4, "tasks").random()
+    assert (
+        rng(0, "mine", 3, "tasks").random()
+        == rng(0, "mine", 3, "tasks").random()
+        != rng(0, "mine", 4, "tasks").random()
+    )
 
 
 def test_an_unknown_model_is_refused_before_loading(tmp_path):
@@ -380,6 +454,10 @@ def test_an_unknown_model_is_refused_before_loading(tmp_path):
 
 
 def test_rows_of_other_prompts_do_not_merge():
-    rows = [Row([1, 2], [3], [0.0], [None]), Row([1, 2, 3, 4], [5], [0.0], [None]), Row([9], [3], [0.0], [None])]
+    rows = [
+        Row([1, 2], [3], [0.0], [None]),
+        Row([1, 2, 3, 4], [5], [0.0], [None]),
+        Row([9], [3], [0.0], [None]),
+    ]
     merged = merge_prefixes(rows)
     assert [s.ids for s in merged] == [[1, 2, 3, 4, 5], [9, 3]] and merged[0].positions == [2, 4]

@@ -1,9 +1,8 @@
-"""The course: every notebook runs, is built from its source, and says what the project's own functions say.
+"""The course: every notebook runs, is built from its source, and says what the project's own
+functions say.
 
-    pytest -q tests/test_course.py -m "not slow"
+pytest -q tests/test_course.py -m "not slow"
 """
-
-from argparse import Namespace
 
 import nbformat
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 import common
 import distill
+import mine
 from course import build
 
 HERE = build.HERE
@@ -20,10 +20,20 @@ HERE = build.HERE
 def test_every_notebook_is_built_from_its_source_with_outputs_and_at_most_forty_cells():
     for source in build.sources():
         stored = nbformat.read(source.with_suffix(".ipynb"), as_version=4)
-        assert build.same_cells(build.notebook(source), stored), f"run python -m course.build {source.stem}"
+        assert build.same_cells(build.notebook(source), stored), (
+            f"run python -m course.build {source.stem}"
+        )
         assert len(stored.cells) <= 40
-        assert all(cell.outputs for cell in stored.cells if cell.cell_type == "code" and "print(" in cell.source.split("\ndef ")[0])
-        assert not any(output.output_type == "error" for cell in stored.cells for output in cell.get("outputs", []))
+        assert all(
+            cell.outputs
+            for cell in stored.cells
+            if cell.cell_type == "code" and "print(" in cell.source.split("\ndef ")[0]
+        )
+        assert not any(
+            output.output_type == "error"
+            for cell in stored.cells
+            for output in cell.get("outputs", [])
+        )
 
 
 # ---- SIRI in one notebook ----
@@ -48,9 +58,17 @@ assert np.mean(raised) > 0.02, raised
 
 
 def agree(cells):
-    """Called at the end of the notebook, with its names: its numbers and those of the project's functions, on new episodes."""
+    """Called at the end of the notebook, with its names: its numbers and those of the project's
+    functions, on new episodes."""
     policy, env = cells["policy"], cells["env"]
-    skill = {"condition": "find mug", "strategy": "go cabinet", "kind": "mug", "status": "active", "deltas": [], "utility": 0.0}
+    skill = {
+        "condition": "find mug",
+        "strategy": "go cabinet",
+        "kind": "mug",
+        "status": "active",
+        "deltas": [],
+        "utility": 0.0,
+    }
     skill |= {"negative": 0, "skill_id": "s", "from": None}
     games = [task for task in env.tasks("train") if "mug" in task][:6]
     episodes = cells["play"](policy, cells["groups"](games, lambda task_id: skill))
@@ -66,37 +84,57 @@ def agree(cells):
     ]  # fmt: skip
     rows = common.gigpo_advantages(asked)
     steps = [s for e in episodes for s in e["steps"]]
-    for ours, theirs in (("q", "step_return"), ("e", "row_score"), ("A_E", "episode_advantage"), ("A_S", "step_advantage"), ("A", "advantage")):
+    for ours, theirs in (
+        ("q", "step_return"),
+        ("e", "row_score"),
+        ("A_E", "episode_advantage"),
+        ("A_S", "step_advantage"),
+        ("A", "advantage"),
+    ):
         assert np.allclose([s[ours] for s in steps], [row[theirs] for row in rows], atol=1e-9), ours
     assert np.std([s["A"] for s in steps]) > 0.1  # there was something to compare
 
     # (9)
     old, change = torch.randn(500, dtype=torch.float64), 0.5 * torch.randn(500, dtype=torch.float64)
     A = 2 * torch.randn(500, dtype=torch.float64)
-    assert torch.allclose(cells["policy_loss"](old + change, old, A), common.policy_loss(old + change, old, A)[0])
+    assert torch.allclose(
+        cells["policy_loss"](old + change, old, A), common.policy_loss(old + change, old, A)[0]
+    )
 
     # (14)
     records = [record_of(e, env) for e in episodes]
-    theirs = {pair["group_id"]: pair["delta"] for pair in common.pair_effects(records, {e["group"]: [skill] for e in episodes})}
+    theirs = {
+        pair["group_id"]: pair["delta"]
+        for pair in mine.pair_effects(records, {e["group"]: [skill] for e in episodes})
+    }
     assert effects == pytest.approx(theirs) and len(effects) == 6
 
     # (15), (16)
-    args = Namespace(ema=0.2, n_eval=3, tau_act=0.05, retire_after=3, promote_z=0.0)
     for seed in range(20):
-        ours = skill | {"deltas": [], "status": "candidate", "negative": 0}
-        theirs = {"deltas": [], "status": "candidate", "neg_streak": 0, "utility": 0.0, "n_eval": 0}
-        for k, delta in enumerate(np.random.default_rng(seed).choice([-0.5, -0.25, 0, 0.25, 0.5], 12)):
+        ours = skill | {"deltas": [], "status": "candidate", "negative": 0, "utility": 0.0}
+        theirs = {
+            "deltas": [],
+            "plain": [],
+            "status": "candidate",
+            "neg_streak": 0,
+            "utility": 0.0,
+            "n_eval": 0,
+        }
+        for k, delta in enumerate(
+            np.random.default_rng(seed).choice([-0.5, -0.25, 0, 0.25, 0.5], 12)
+        ):
             cells["credit"](ours, delta)
-            common.credit(theirs, delta, k, args)
-            assert ours["utility"] == pytest.approx(theirs["utility"]) and ours["status"] == theirs["status"]
+            mine.credit(theirs, {"delta": delta, "s_base": [0, 1]}, k, n_eval=3)
+            assert (
+                ours["utility"] == pytest.approx(theirs["utility"])
+                and ours["status"] == theirs["status"]
+            )
 
     # (17), (18): gate and weight of every token
     for record, e in zip(records, episodes):
-        for s, mine in zip(record["steps"], e["steps"]):
-            s["advantage"] = mine["A"]
-    twins = distill.plain_twins(
-        Words(cells), env, records, theirs_of(records, effects), Namespace(w_max=2.0, without=(), adv_mode="mean_std_norm")
-    )
+        for s, step in zip(record["steps"], e["steps"]):
+            s["advantage"] = step["A"]
+    twins, _ = distill.plain_twins(Words(cells), env, records, effects)
     taught = [s for e in episodes for s in e["steps"] if e["skill"] and effects[e["group"]] > 0]
     assert [row.prompt_ids for row in twins] == [s["plain"] for s in taught]
     assert [row.weights for row in twins] == [[m * s["w"] for m in s["M"]] for s in taught]
@@ -107,34 +145,89 @@ def agree(cells):
     if taught:
         with torch.no_grad():
             ours = cells["internalisation_loss"](policy, taught).item()
-            logp, _ = cells["logprobs"](policy, [s["plain"] for s in taught], [s["response"] for s in taught])
-        total = sum(m * s["w"] * logp[i, j].item() for i, s in enumerate(taught) for j, m in enumerate(s["M"]))
-        assert ours == pytest.approx(-total / sum(sum(s["M"]) for s in taught), abs=1e-5)
-
-
-def theirs_of(records, effects):
-    return {record["group_id"]: effects[record["group_id"]] for record in records}
+            logp, _ = cells["logprobs"](
+                policy, [s["plain"] for s in taught], [s["response"] for s in taught]
+            )
+        total = sum(
+            m * s["w"] * logp[i, j].item()
+            for i, s in enumerate(taught)
+            for j, m in enumerate(s["M"])
+        )
+        n_taught = sum(sum(s["M"]) for s in taught)
+        assert ours == pytest.approx(-total / n_taught, abs=1e-5)
+        weights = torch.tensor([m * s["w"] for s in taught for m in s["M"]])
+        flat = torch.stack([logp[i, j] for i, s in enumerate(taught) for j in range(len(s["M"]))])
+        zero = torch.zeros_like(flat)
+        tokens = common.Tokens(flat, flat.detach(), zero, zero, weights, zero, zero)
+        tokens.n_tokens, tokens.n_taught = 1, n_taught
+        assert distill.siri_loss(tokens, lam=1.0, entropy_coef=0.0)[0].item() == pytest.approx(
+            ours, abs=1e-5
+        )
 
 
 def record_of(e, env):
     """A notebook's episode as the project writes it down."""
     steps = [
         {key: s[key] for key in ("observation", "action", "valid", "reward")}
-        | {"admissible": [], "response_ids": s["response"], "allowed": [None] * len(s["response"]), "logprobs": [0.0] * len(s["response"])}
+        | {
+            "admissible": [],
+            "response_ids": s["response"],
+            "allowed": [None] * len(s["response"]),
+            "logprobs": [0.0] * len(s["response"]),
+        }
         | {"response": s["text"]}
         for s in e["steps"]
     ]
-    about = {"group_id": e["group"], "task_id": e["task_id"], "task_type": env.task_type(e["task_id"]), "task": e["task"]}
-    return about | {"condition": "skill" if e["skill"] else "plain", "success": e["won"], "steps": steps}
+    about = {
+        "group_id": e["group"],
+        "task_id": e["task_id"],
+        "task_type": env.task_type(e["task_id"]),
+        "task": e["task"],
+    }
+    return about | {
+        "condition": "skill" if e["skill"] else "plain",
+        "success": e["won"],
+        "steps": steps,
+    }
 
 
 class Words:
     """The notebook's words in the form in which the project's functions ask for them."""
 
-    style = "compact"
+    style, dropped = "compact", ()
 
     def __init__(self, cells):
         self.encode, self.decode = cells["encode"], cells["decode"]
 
     def prompt_ids(self, env, task, history, step, skills, before=None):
         return self.encode(env.prompt(task, history, step, skills, "compact")), False
+
+
+# ---- chapters ----
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory, model_folder):
+    """The folder in which chapters run at a tiny budget: they share the small run that the first of
+    them makes."""
+    folder = tmp_path_factory.mktemp("classroom")
+    variables = {
+        "COURSE_BUDGET": "tiny",
+        "COURSE_FOLDER": str(folder),
+        "COURSE_MODEL": str(model_folder),
+        "MPLBACKEND": "agg",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.delenv("ALFWORLD_DATA", raising=False)
+        yield folder
+
+
+CHAPTERS = [path for path in build.sources() if path.stem[0].isdigit()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_runs_from_its_first_cell_to_its_last(source, classroom):
+    build.execute(build.notebook(source))

@@ -1,4 +1,5 @@
-"""What makes large models fit changes no result: chunked logits, recomputed activations, mixed precision, LoRA.
+"""What makes large models fit changes no result: chunked logits, recomputed activations, mixed
+precision, LoRA.
 
 pytest tests/test_memory.py"""
 
@@ -24,13 +25,21 @@ from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
-SMALL = "--groups 4 --group-size 3 --threads 1 --mini-batch-rows 20 --seed 1 --stop-at 0 --lr 0.003 --model model --device cpu".split()
+SMALL = (
+    "--groups 4 --group-size 3 --threads 1 --mini-batch-rows 20 --seed 1 --stop-at 0 --lr "
+    "0.003 --model model --device cpu"
+).split()
 
 
 @pytest.fixture(scope="module")
 def records(chat_folder):
     env = AlfWorld(houses=True, max_steps=2)
-    records = rollout(Policy(chat_folder), env, [Play(t, t, ("m", t, i)) for t in env.tasks("train")[:2] for i in range(2)], max_response=9)
+    records = rollout(
+        Policy(chat_folder),
+        env,
+        [Play(t, t, ("m", t, i)) for t in env.tasks("train")[:2] for i in range(2)],
+        max_response=9,
+    )
     for i, record in enumerate(records):
         record["steps"][-1]["reward"] = 10.0 * (i % 2)
     assign_advantages(records, env, mode="mean_norm")
@@ -44,8 +53,13 @@ def sgd(policy):
 
 def gradient(policy, records, **how):
     """Flat gradient of an update's only mini-batch, and the losses."""
-    loss, how = partial(common.gigpo_loss, entropy_coef=0.01), dict(grad_clip=1e9, mini_batch_rows=10**9, recompute_old=False) | how
-    metrics = common.update(policy, sgd(policy), rows_of(records), np.random.default_rng(0), loss, **how)
+    loss, how = (
+        partial(common.gigpo_loss, entropy_coef=0.01),
+        dict(grad_clip=1e9, mini_batch_rows=10**9, recompute_old=False) | how,
+    )
+    metrics = common.update(
+        policy, sgd(policy), rows_of(records), np.random.default_rng(0), loss, **how
+    )
     return torch.cat([p.grad.flatten() for p in large.trained(policy)]), metrics
 
 
@@ -61,35 +75,46 @@ def test_logits_exist_for_response_tokens_only_and_in_chunks(chat_folder, record
     policy.chunk = 7
     chunked, _ = gradient(policy, records)
     targets = sum(len(s.positions) for s in sequences)
-    assert max(rows for rows, _ in seen) == 7 and sum(rows for rows, _ in seen) == 2 * targets  # forward, and again in the backward pass
+    # forward, and again in the backward pass
+    assert max(rows for rows, _ in seen) == 7 and sum(rows for rows, _ in seen) == 2 * targets
     assert targets < sum(len(s.ids) for s in sequences) / 10
     assert torch.allclose(plain, chunked, atol=1e-6) and plain.norm() > 1e-3
     with torch.no_grad():
         whole = policy.logprobs(sequences)
         policy.chunk = 10**6
-        assert torch.allclose(torch.stack(whole), torch.stack(policy.logprobs(sequences)), atol=1e-6)
+        assert torch.allclose(
+            torch.stack(whole), torch.stack(policy.logprobs(sequences)), atol=1e-6
+        )
 
 
 def saved_bytes(policy, sequences, on):
     """Bytes that the forward pass keeps for the backward pass."""
     kept = {}
     large.recompute(policy, on)
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: kept.setdefault(t.data_ptr(), t.nbytes) and t, lambda t: t
+    ):
         policy.logprobs(sequences)
     large.recompute(policy, False)
     return sum(kept.values())
 
 
-def test_recomputed_activations_give_the_same_gradient_in_less_memory_and_leave_the_sampler_its_cache(chat_folder, records):
+def test_recomputed_activations_give_the_same_gradient_in_less_memory_and_keep_the_samplers_cache(
+    chat_folder, records
+):
     plain, _ = gradient(Policy(chat_folder), records)
-    policy = common.load_policy(str(chat_folder), arguments(gradient_checkpointing=True), trained=True)
+    policy = common.load_policy(
+        str(chat_folder), arguments(gradient_checkpointing=True), trained=True
+    )
     again, _ = gradient(policy, records, checkpointing=True)
     assert torch.equal(plain, again)
     sequences = merge_prefixes(rows_of(records))
     assert saved_bytes(policy, sequences, True) < 0.5 * saved_bytes(policy, sequences, False)
     env = AlfWorld(houses=True, max_steps=2)
     plays = [Play(env.tasks("train")[0], "g", ("cache", 0))]
-    one, other = (rollout(p, env, plays, max_response=8)[0]["steps"] for p in (policy, Policy(chat_folder)))
+    one, other = (
+        rollout(p, env, plays, max_response=8)[0]["steps"] for p in (policy, Policy(chat_folder))
+    )
     assert [s["response_ids"] for s in one] == [s["response_ids"] for s in other]
     assert not any(module.training for module in policy.model.modules())
 
@@ -101,18 +126,24 @@ def test_bfloat16_computes_in_bfloat16_and_trains_float32_weights(chat_folder, r
     assert all(p.dtype == torch.float32 for p in before)
     exact, _ = gradient(Policy(chat_folder), records)
     rough, _ = gradient(policy, records)
-    assert not torch.equal(exact, rough) and torch.nn.functional.cosine_similarity(exact, rough, 0) > 0.95
+    assert (
+        not torch.equal(exact, rough)
+        and torch.nn.functional.cosine_similarity(exact, rough, 0) > 0.95
+    )
     optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-6)
     common.update(policy, optimizer, rows_of(records), np.random.default_rng(0))
     moved = torch.cat([(p - q).abs().flatten() for p, q in zip(large.trained(policy), before)])
     assert (moved > 1e-7).float().mean() > 0.9  # in bfloat16 a step of 1e-6 would round to nothing
-    assert common.load_policy(str(chat_folder), args).model.dtype == torch.bfloat16  # what is only played is in bfloat16
+    # what is only played is in bfloat16
+    assert common.load_policy(str(chat_folder), args).model.dtype == torch.bfloat16
 
 
 def test_rollouts_compute_in_bfloat16_too(chat_folder):
     policy = common.load_policy(str(chat_folder), arguments(dtype="bfloat16"), trained=True)
     env = AlfWorld(houses=True, max_steps=2)
-    records = rollout(policy, env, [Play(t, t, ("bf16", t)) for t in env.tasks("train")[:3]], max_response=9)
+    records = rollout(
+        policy, env, [Play(t, t, ("bf16", t)) for t in env.tasks("train")[:3]], max_response=9
+    )
     assign_advantages(records, env, mode="mean_norm")
     sequences = merge_prefixes(rows_of(records))
     sampler = torch.tensor([x for s in sequences for x in s.old_logprobs])
@@ -121,7 +152,9 @@ def test_rollouts_compute_in_bfloat16_too(chat_folder):
     assert (sampler - rough).abs().mean() < 0.05 and 1e-4 < (sampler - exact).abs().mean() < 0.05
 
 
-def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same_weights(monkeypatch, tmp_path, model_folder):
+def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same_weights(
+    monkeypatch, tmp_path, model_folder
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     Path("model").symlink_to(model_folder)
@@ -132,9 +165,15 @@ def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same
         run_main(monkeypatch, warmup, *command, "--run", "parts")
     kept = load_file("runs/parts/warmup/checkpoints/000002/model.safetensors")
     run_main(monkeypatch, warmup, *command, "--run", "parts")
-    whole, parts = (load_file(f"runs/{run}/warmup/policy/model.safetensors") for run in ("whole", "parts"))
-    assert {t.dtype for t in kept.values()} == {torch.float32} and {t.dtype for t in whole.values()} == {torch.bfloat16}
-    assert kept.keys() == whole.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+    whole, parts = (
+        load_file(f"runs/{run}/warmup/policy/model.safetensors") for run in ("whole", "parts")
+    )
+    assert {t.dtype for t in kept.values()} == {torch.float32} and {
+        t.dtype for t in whole.values()
+    } == {torch.bfloat16}
+    assert kept.keys() == whole.keys() and all(
+        torch.equal(whole[name], parts[name]) for name in whole
+    )
 
 
 def stops_at(n, function):
@@ -213,7 +252,9 @@ def test_micro_batches_are_halved_where_memory_runs_out_and_the_gradient_is_the_
         assert torch.allclose(found, expected, atol=1e-6)
     printed = capsys.readouterr().out
     assert "out of memory with a micro-batch of 8 x" in printed
-    assert printed.count("going on with --micro-batch-tokens") == sum(n > 2 * longest for n in sizes)
+    assert printed.count("going on with --micro-batch-tokens") == sum(
+        n > 2 * longest for n in sizes
+    )
     assert policy.room <= 2 * longest
 
 
@@ -230,11 +271,17 @@ def test_out_of_memory_says_which_argument_to_lower_and_to_what(
     with pytest.raises(UserError, match="micro-batch of 1 .* add --gradient-checkpointing"):
         gradient(policy, records, micro_batch_tokens=2 * longest)
     found = capsys.readouterr().out
-    assert re.search(r"micro-batch of [23] x \d+ tokens: going on with --micro-batch-tokens \d+", found)
+    assert re.search(
+        r"micro-batch of [23] x \d+ tokens: going on with --micro-batch-tokens \d+", found
+    )
     monkeypatch.setattr(sampler.Sampler, "feed", score)
     env = AlfWorld(houses=True, max_steps=2)
-    with pytest.raises(UserError, match="out of memory with 4 episodes at a time: lower --rollout-batch to 2"):
-        rollout(policy, env, [Play(env.tasks("train")[0], "g", ("oom", i)) for i in range(6)], batch=4)
+    with pytest.raises(
+        UserError, match="out of memory with 4 episodes at a time: lower --rollout-batch to 2"
+    ):
+        rollout(
+            policy, env, [Play(env.tasks("train")[0], "g", ("oom", i)) for i in range(6)], batch=4
+        )
 
 
 def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, model_folder):
@@ -242,7 +289,11 @@ def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, mod
     monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     loaded = []
     load = common.load_policy
-    monkeypatch.setattr(common, "load_policy", lambda *given, **more: loaded.append(given[0]) or load(*given, **more))
+    monkeypatch.setattr(
+        common,
+        "load_policy",
+        lambda *given, **more: loaded.append(given[0]) or load(*given, **more),
+    )
     Path("model").symlink_to(model_folder)
     run_main(monkeypatch, warmup, *SMALL, "--iterations", "1")
     assert len(loaded) == 1
@@ -253,7 +304,9 @@ def test_no_reference_policy_is_loaded_when_beta_is_0(monkeypatch, tmp_path, mod
 # ---- truncated importance weights ----
 
 
-def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_the_sampler(chat_folder, records, monkeypatch):
+def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_the_sampler(
+    chat_folder, records, monkeypatch
+):
     policy = Policy(chat_folder)
     rows = rows_of(records)
     with torch.no_grad():
@@ -272,7 +325,10 @@ def test_truncated_importance_weights_scale_the_policy_gradient_by_the_gap_to_th
         (-(torch.tensor(w) * torch.tensor(a) * logp).sum() / len(w)).backward()
         return torch.cat([p.grad.flatten() for p in policy.model.parameters()])
 
-    loss, how = partial(common.gigpo_loss, entropy_coef=0.0), dict(grad_clip=1e9, mini_batch_rows=10**9)
+    loss, how = (
+        partial(common.gigpo_loss, entropy_coef=0.0),
+        dict(grad_clip=1e9, mini_batch_rows=10**9),
+    )
     for cap in (2.0, 1.2):
         monkeypatch.setattr(training, "TIS_CAP", cap)
         metrics = common.update(policy, sgd(policy), rows, np.random.default_rng(0), loss, **how)
@@ -296,21 +352,32 @@ def test_lora_trains_adapters_only_and_begins_as_the_plain_model(chat_folder, re
     policy, plain = lora_policy(chat_folder), Policy(chat_folder)
     names = {name for name, p in policy.model.named_parameters() if p.requires_grad}
     assert names and all(".lora_" in name for name in names)
-    assert sum(p.numel() for p in large.trained(policy)) < 0.4 * sum(p.numel() for p in plain.model.parameters())
+    assert sum(p.numel() for p in large.trained(policy)) < 0.4 * sum(
+        p.numel() for p in plain.model.parameters()
+    )
     sequences = merge_prefixes(rows_of(records))
     with torch.no_grad():
-        assert torch.allclose(policy.logprobs(sequences)[0], plain.logprobs(sequences)[0], atol=1e-6)
+        assert torch.allclose(
+            policy.logprobs(sequences)[0], plain.logprobs(sequences)[0], atol=1e-6
+        )
 
 
 @needs_peft
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_the_reference_of_lora_is_the_adapter_switched_off_and_the_merged_weights_play_alike(tmp_path, chat_folder, records, checkpointing):
+def test_the_reference_of_lora_is_the_adapter_switched_off_and_the_merged_weights_play_alike(
+    tmp_path, chat_folder, records, checkpointing
+):
     policy = lora_policy(chat_folder, gradient_checkpointing=checkpointing)
-    loss, how = partial(common.gigpo_loss, beta=0.1), dict(checkpointing=checkpointing, mini_batch_rows=4)
+    loss, how = (
+        partial(common.gigpo_loss, beta=0.1),
+        dict(checkpointing=checkpointing, mini_batch_rows=4),
+    )
     reference, plain = large.without_adapter(policy), Policy(chat_folder)
     optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-2)
     for k in range(2):
-        common.update(policy, optimizer, rows_of(records), np.random.default_rng(k), loss, reference, **how)
+        common.update(
+            policy, optimizer, rows_of(records), np.random.default_rng(k), loss, reference, **how
+        )
     sequences = merge_prefixes(rows_of(records))
     policy.save(tmp_path / "merged")
     with torch.no_grad():
@@ -318,12 +385,17 @@ def test_the_reference_of_lora_is_the_adapter_switched_off_and_the_merged_weight
         merged = Policy(tmp_path / "merged").logprobs(sequences)[0]
     assert torch.allclose(off, base, atol=1e-6) and (trained - base).abs().max() > 1e-2
     assert torch.allclose(trained, merged, atol=1e-4)
-    assert load_file(tmp_path / "merged" / "model.safetensors").keys() == load_file(chat_folder / "model.safetensors").keys()
+    assert (
+        load_file(tmp_path / "merged" / "model.safetensors").keys()
+        == load_file(chat_folder / "model.safetensors").keys()
+    )
     assert all(p.requires_grad for name, p in policy.model.named_parameters() if ".lora_" in name)
 
 
 @needs_peft
-def test_a_lora_run_that_was_interrupted_ends_with_the_same_weights_and_hands_on_a_plain_model(monkeypatch, tmp_path, model_folder):
+def test_a_lora_run_that_was_interrupted_ends_with_the_same_weights_and_hands_on_a_plain_model(
+    monkeypatch, tmp_path, model_folder
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(warmup, "make_env", lambda *given: Doors())
     Path("model").symlink_to(model_folder)
@@ -332,16 +404,24 @@ def test_a_lora_run_that_was_interrupted_ends_with_the_same_weights_and_hands_on
     monkeypatch.setattr(warmup, "update", stops_at(3, common.update))
     with pytest.raises(RuntimeError, match="interrupted"):
         run_main(monkeypatch, warmup, *command, "--run", "parts")
-    AutoModelForCausalLM.from_pretrained("runs/parts/warmup/checkpoints/000002")  # merged: other phases can read it
+    # merged: other phases can read it
+    AutoModelForCausalLM.from_pretrained("runs/parts/warmup/checkpoints/000002")
     run_main(monkeypatch, warmup, *command, "--run", "parts")
-    whole, parts = (load_file(f"runs/{run}/warmup/policy/model.safetensors") for run in ("whole", "parts"))
+    whole, parts = (
+        load_file(f"runs/{run}/warmup/policy/model.safetensors") for run in ("whole", "parts")
+    )
     assert whole.keys() == load_file("model/model.safetensors").keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    assert any(not torch.equal(whole[name], tensor) for name, tensor in load_file("model/model.safetensors").items())
+    assert any(
+        not torch.equal(whole[name], tensor)
+        for name, tensor in load_file("model/model.safetensors").items()
+    )
 
 
 @needs_peft
-def test_lora_in_bfloat16_keeps_the_model_in_bfloat16_and_the_adapters_in_float32(chat_folder, records):
+def test_lora_in_bfloat16_keeps_the_model_in_bfloat16_and_the_adapters_in_float32(
+    chat_folder, records
+):
     policy = lora_policy(chat_folder, dtype="bfloat16")
     kinds = {p.dtype for name, p in policy.model.named_parameters() if ".lora_" not in name}
     assert kinds == {torch.bfloat16} and {p.dtype for p in large.trained(policy)} == {torch.float32}

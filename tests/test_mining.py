@@ -146,6 +146,10 @@ def test_the_first_pairs_weigh_alike():
     assert lived([0.5] * 9 + [-0.5])["utility"] == pytest.approx(0.3)
 
 
+def test_pairs_that_add_up_to_nothing_are_not_negative():
+    assert lived([-0.25, 0.0, 0.25, 0.0])["neg_streak"] == 0
+
+
 def test_a_promoted_skill_says_how_sure_its_effect_is():
     mean, low, high = lived([0.75, 0.25, 0.5, 0.5])["effect"]
     assert mean == 0.5 and low < mean < high <= 1
@@ -168,7 +172,7 @@ def test_the_console_tells_how_sure_a_promotion_is_and_why_a_skill_ended(capsys)
         line = pair(delta) | {"group_id": "g"}
         mine.credit_all([line], {"g": [one]}, 3, N_EVAL)
     out = capsys.readouterr().out
-    assert "+ helps +0.50 [+0.10, +0.90], 4 pairs: when you heat something" in out
+    assert "+ promoted +0.50 [+0.10, +0.90], 4 pairs: when you heat something" in out
     assert "- hurts, " in out and max(map(len, out.splitlines())) <= 100
 
 

@@ -1,6 +1,8 @@
-"""Several processes against one: the same update, whole checkpoints, a process that dies.   pytest tests/test_parallel.py
+"""Several processes against one: the same update, whole checkpoints, a process that dies.   pytest
+tests/test_parallel.py
 
-The processes talk over gloo, replicated or sharded by FSDP2; one test goes through `accelerate launch`."""
+The processes talk over gloo, replicated or sharded by FSDP2; one test goes through `accelerate
+launch`."""
 
 import json
 import os
@@ -26,10 +28,15 @@ from envs import UserError
 from support import files, large, parallel
 from tests.conftest import arguments, ended, free_port, make_chat_model, play, start
 
-needs_vllm = pytest.mark.skipif(not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'")
+needs_vllm = pytest.mark.skipif(
+    not find_spec("vllm"), reason="needs vLLM: pip install -e '.[vllm]'"
+)
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
 ROOT = Path(__file__).parent.parent
-SMALL = "--groups 5 --group-size 4 --threads 1 --mini-batch-rows 30 --micro-batch-tokens 200 --seed 1 --model model --device cpu".split()
+SMALL = (
+    "--groups 5 --group-size 4 --threads 1 --mini-batch-rows 30 --micro-batch-tokens 200 "
+    "--seed 1 --model model --device cpu"
+).split()
 WARMUP = [*SMALL, "--iterations", "4", "--stop-at", "0", "--lr", "1e-3"]
 
 
@@ -43,9 +50,16 @@ def own_folder(tmp_path, monkeypatch, model_folder):
 
 def launch(n, function, shard=False):
     """Calls function() in n processes of one run; returns their exit codes and what each wrote."""
-    shared = dict(WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    shared = dict(
+        WORLD_SIZE=str(n),
+        LOCAL_WORLD_SIZE=str(n),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
+    )
     shared["ACCELERATE_USE_FSDP"] = str(shard).lower()
-    children = [start(function, out=f"out.{r}", RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(n)]
+    children = [
+        start(function, out=f"out.{r}", RANK=str(r), LOCAL_RANK=str(r), **shared) for r in range(n)
+    ]
     try:
         codes = [ended(child) for child in children]
     finally:
@@ -66,7 +80,11 @@ def same_weights(one, other, tolerance=1e-5):
     assert max((one[name] - other[name]).abs().max() for name in one) <= tolerance
 
 
-WAYS = pytest.mark.parametrize(("n", "shard"), [(2, False), (2, True), (3, True)], ids=["replicated", "sharded", "sharded over three"])
+WAYS = pytest.mark.parametrize(
+    ("n", "shard"),
+    [(2, False), (2, True), (3, True)],
+    ids=["replicated", "sharded", "sharded over three"],
+)
 
 
 # ---- the update ----
@@ -77,7 +95,11 @@ def records(model_folder):
     from envs.alfworld import AlfWorld
 
     env = AlfWorld(houses=True, max_steps=5)
-    records = rollout(common.Policy(model_folder), env, [Play(t, t, ("p", t, i)) for t in env.tasks("train")[:3] for i in range(3)])
+    records = rollout(
+        common.Policy(model_folder),
+        env,
+        [Play(t, t, ("p", t, i)) for t in env.tasks("train")[:3] for i in range(3)],
+    )
     for i, record in enumerate(records):
         record["success"], record["steps"][-1]["reward"] = i % 2 == 0, 10.0 * (i % 2 == 0)
     assign_advantages(records, env, mode="mean_norm")
@@ -92,11 +114,17 @@ def one_update(records, folder, **changes):
     optimizer = torch.optim.AdamW(large.trained(policy), lr=1e-3)
     rows = rows_of(records)
     for row in rows_of(records)[::2]:
-        row.rl, row.weights, row.n_taught = False, [0.7] * len(row.response_ids), len(row.response_ids)
+        row.rl, row.weights, row.n_taught = (
+            False,
+            [0.7] * len(row.response_ids),
+            len(row.response_ids),
+        )
         rows.append(row)
     loss = partial(distill.siri_loss, lam=0.3, beta=0.1, entropy_coef=0.01)
     how = dict(mini_batch_rows=15, micro_batch_tokens=250, recompute_old=True)
-    metrics = common.update(policy, optimizer, rows, np.random.default_rng(0), loss, ref_policy, **how)
+    metrics = common.update(
+        policy, optimizer, rows, np.random.default_rng(0), loss, ref_policy, **how
+    )
     policy.save(folder)
     if parallel.rank() == 0:
         Path(folder, "metrics.json").write_text(json.dumps(metrics))
@@ -124,7 +152,9 @@ def test_every_process_runs_equally_many_micro_batches_and_each_counts_once(monk
                 monkeypatch.setenv("RANK", str(rank))
                 parts.append(parallel.own_part(list(range(length))))
             assert len({len(part) for part in parts}) == 1
-            assert sorted(batch for part in parts for batch, counts in part if counts) == list(range(length))
+            assert sorted(batch for part in parts for batch, counts in part if counts) == list(
+                range(length)
+            )
 
 
 @needs_peft
@@ -153,7 +183,14 @@ def in_one_process(script, arguments):
 def story(run, name="warmup"):
     """What an iteration's lines say, apart from seconds."""
     lines = files.read_jsonl(f"runs/{run}/{name}/trajectories.jsonl")
-    return [(r["traj_id"], [s["action"] for s in r["steps"]], [round(s["advantage"], 4) for s in r["steps"]]) for r in lines]
+    return [
+        (
+            r["traj_id"],
+            [s["action"] for s in r["steps"]],
+            [round(s["advantage"], 4) for s in r["steps"]],
+        )
+        for r in lines
+    ]
 
 
 @WAYS
@@ -161,7 +198,8 @@ def test_a_phase_tells_the_same_story_with_one_process_and_with_several(n, shard
     in_one_process(warmup, [*WARMUP, "--run", "one"])
     texts = succeeds(n, phase(warmup, [*WARMUP, "--run", "many"]), shard)
     assert "warmup done" in texts[0] and not any(texts[1:])  # process 0 alone prints
-    same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)  # four iterations of differences in the last bits
+    # four iterations of differences in the last bits
+    same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)
     assert story("one") == story("many")
 
 
@@ -183,11 +221,26 @@ def test_all_three_phases_run_in_two_processes():
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
 def test_every_process_has_a_vllm_engine_of_its_own(shard):
     make_chat_model("chat", max_position_embeddings=4096)
-    small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
-    arguments = [*small.split(), "--model", "chat", "--engine", "vllm", "--preset", "paper", "--beta", "0"]
+    small = (
+        "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 "
+        "--iterations 2 --device cpu --lr 1e-3 --stop-at 0"
+    )
+    arguments = [
+        *small.split(),
+        "--model",
+        "chat",
+        "--engine",
+        "vllm",
+        "--preset",
+        "paper",
+        "--beta",
+        "0",
+    ]
     succeeds(2, phase(warmup, arguments, toy=False), shard)
     lines = files.read_jsonl("runs/default/warmup/metrics.jsonl")
-    assert len(lines) == 2 and all(line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines)
+    assert len(lines) == 2 and all(
+        line["sampler_gap"] < 1e-4 and line["env_steps"] == 12 for line in lines
+    )
 
 
 # ---- checkpoints and deaths ----
@@ -207,12 +260,21 @@ def dies_in_iteration(k, main, arguments, ranks):
     play(main, arguments)
 
 
-@pytest.mark.parametrize(("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, False), (2, True))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((2, True), (1, False)), ((1, False), (2, True)), ((2, False), (2, True))]
+)
 def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(before, after):
     in_one_process(warmup, [*WARMUP, "--run", "one"])
-    codes, _ = launch(before[0], partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {0, 1}), before[1])
+    codes, _ = launch(
+        before[0],
+        partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {0, 1}),
+        before[1],
+    )
     assert codes == [-signal.SIGKILL] * before[0]
-    assert [line["iteration"] for line in files.read_jsonl("runs/many/warmup/metrics.jsonl")] == [0, 1]
+    assert [line["iteration"] for line in files.read_jsonl("runs/many/warmup/metrics.jsonl")] == [
+        0,
+        1,
+    ]
     texts = succeeds(after[0], phase(warmup, [*WARMUP, "--run", "many"]), after[1])
     assert "going on after iteration 2" in texts[0]
     same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)
@@ -222,9 +284,14 @@ def test_checkpoints_are_whole_and_go_on_in_any_number_of_processes(before, afte
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
 def test_a_process_that_dies_ends_the_others_with_one_clear_line_and_the_run_goes_on(shard):
     in_one_process(warmup, [*WARMUP, "--run", "one"])
-    codes, texts = launch(2, partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {1}), shard)
+    codes, texts = launch(
+        2, partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {1}), shard
+    )
     assert codes == [1, -signal.SIGKILL]
-    line = "error: another process of this run has died; the same command goes on from the last checkpoint"
+    line = (
+        "error: another process of this run has died; the same command goes "
+        "on from the last checkpoint"
+    )
     assert texts[0].strip().splitlines()[-1] == line and "Traceback" not in texts[0]
     succeeds(2, phase(warmup, [*WARMUP, "--run", "many"]), shard)
     same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)
@@ -244,16 +311,38 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match="4 processes on a machine with 2 GPUs: launch with --num_processes 2"):
+    with pytest.raises(
+        UserError, match="4 processes on a machine with 2 GPUs: launch with --num_processes 2"
+    ):
         parallel.begin("cuda")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not find_spec("accelerate"), reason="needs accelerate: pip install -e '.[gpu]'")
 def test_accelerate_launches_the_recipe(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", ROOT / "recipes" / "fsdp.yaml", "--num_processes", "2"]
-    script = [ROOT / "warmup.py", *SMALL, "--iterations", "1", "--max-steps", "4", "--main_process_port", str(free_port())]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        ROOT / "recipes" / "fsdp.yaml",
+        "--num_processes",
+        "2",
+    ]
+    script = [
+        ROOT / "warmup.py",
+        *SMALL,
+        "--iterations",
+        "1",
+        "--max-steps",
+        "4",
+        "--main_process_port",
+        str(free_port()),
+    ]
     command += script[-2:] + script[:-2]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("warmup done") == 1 and (tmp_path / "runs/default/warmup/policy/model.safetensors").exists()
+    assert (
+        done.stdout.count("warmup done") == 1
+        and (tmp_path / "runs/default/warmup/policy/model.safetensors").exists()
+    )

@@ -1,4 +1,5 @@
-"""recipes/plan.py: counts against published facts, estimates against measured peaks of small models.      pytest tests/test_plan.py"""
+"""recipes/plan.py: counts against published facts, estimates against measured peaks of small
+models.      pytest tests/test_plan.py"""
 
 import json
 import math
@@ -17,14 +18,17 @@ from recipes import plan
 # ---- counts ----
 
 PUBLISHED = {  # billions of parameters, from the model cards (8B's count is of the config)
-    "Qwen/Qwen2.5-0.5B-Instruct": 0.49, "Qwen/Qwen2.5-1.5B-Instruct": 1.54, "Qwen/Qwen2.5-3B": 3.09, "Qwen/Qwen2.5-7B-Instruct": 7.61,
+    "Qwen/Qwen2.5-0.5B-Instruct": 0.49, "Qwen/Qwen2.5-1.5B-Instruct": 1.54,
+    "Qwen/Qwen2.5-3B": 3.09, "Qwen/Qwen2.5-7B-Instruct": 7.61,
     "Qwen/Qwen3-0.6B": 0.6, "Qwen/Qwen3-1.7B": 1.7, "Qwen/Qwen3-4B": 4.0, "Qwen/Qwen3-8B": 8.2,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_tables_shapes_have_the_published_number_of_parameters(name):
-    assert plan.Sizes(plan.read_config(name)).parameters / 1e9 == pytest.approx(PUBLISHED[name], rel=0.015)
+    assert plan.Sizes(plan.read_config(name)).parameters / 1e9 == pytest.approx(
+        PUBLISHED[name], rel=0.015
+    )
 
 
 def test_a_models_folder_counts_more_than_the_table(model_folder):
@@ -36,7 +40,9 @@ def test_seven_billion_parameters_cost_16_bytes_each_and_are_shared_out():
     s = plan.Sizes(plan.read_config("Qwen2.5-7B"))
     for gpus in (1, 8):
         parts = plan.weights_bytes(s, gpus, beta=0)
-        assert sum(parts[part] for part in ("weights", "gradients", "optimizer")) == pytest.approx(16 * s.parameters / gpus)
+        assert sum(parts[part] for part in ("weights", "gradients", "optimizer")) == pytest.approx(
+            16 * s.parameters / gpus
+        )
 
 
 def test_lora_trains_rank_times_the_widths_and_needs_no_reference():
@@ -49,9 +55,16 @@ def test_lora_trains_rank_times_the_widths_and_needs_no_reference():
 
 
 def test_the_micro_batch_that_fits_does_and_the_next_one_does_not():
-    s, room, how = plan.Sizes(plan.read_config("Qwen2.5-1.5B")), 20e9, dict(checkpointing=True, lora_rank=0, dtype="bfloat16")
+    s, room, how = (
+        plan.Sizes(plan.read_config("Qwen2.5-1.5B")),
+        20e9,
+        dict(checkpointing=True, lora_rank=0, dtype="bfloat16"),
+    )
     tokens = plan.fitting_tokens(s, room, 0.5, 2560, **how)
-    sizes = [plan.peak(*plan.micro_batch_bytes(s, t, math.ceil(t / 2), **how)) for t in (tokens, tokens + 256)]
+    sizes = [
+        plan.peak(*plan.micro_batch_bytes(s, t, math.ceil(t / 2), **how))
+        for t in (tokens, tokens + 256)
+    ]
     assert sizes[0] <= room < sizes[1]
     assert plan.fitting_tokens(s, 1e9, 0.5, 2560, **how) == 0
 
@@ -63,7 +76,15 @@ def printed(monkeypatch, capsys, *arguments):
 
 
 def test_the_plan_names_parts_tokens_and_what_fits(monkeypatch, capsys):
-    text = printed(monkeypatch, capsys, "--model", "Qwen/Qwen2.5-7B-Instruct", "--gpus", "8", "--gradient-checkpointing")
+    text = printed(
+        monkeypatch,
+        capsys,
+        "--model",
+        "Qwen/Qwen2.5-7B-Instruct",
+        "--gpus",
+        "8",
+        "--gradient-checkpointing",
+    )
     for part in "weights reference gradients optimizer activations logits sum".split():
         assert f"\n  {part} " in text
     assert "16 x 8 episodes x 50 steps = 6,400 rows" in text
@@ -88,7 +109,8 @@ def test_a_model_without_config_is_refused_in_one_line(tmp_path):
 
 # ---- seconds ----
 
-MEASURED = {  # one H100, 2026-11-26: (model, rank, rows, tokens a row, response) -> tokens/s of an update
+# one H100, 2026-11-26: (model, rank, rows, tokens a row, response) -> tokens/s of an update
+MEASURED = {
     "1.5B": ("Qwen2.5-1.5B", 0, 128, 623.5, 128, 25_100),
     "7B LoRA": ("Qwen2.5-7B", 64, 96, 600, 64, 7_756),
 }
@@ -114,14 +136,20 @@ def test_more_gpus_shorten_updates_in_proportion_and_rollouts_less(monkeypatch, 
     found = table(printed(monkeypatch, capsys, "--lora-rank", "64", "--gradient-checkpointing"))
     assert list(found) == [1, 2, 8, 16]
     assert found[8][1] == pytest.approx(found[1][1] / 8, rel=0.01)
-    assert found[16][0] < found[8][0] < found[1][0] < 8 * found[8][0]  # a token position has a floor
+    assert (
+        found[16][0] < found[8][0] < found[1][0] < 8 * found[8][0]
+    )  # a token position has a floor
     assert found[1][3] == found[16][3]  # what every process does for itself stays
 
 
 def test_hours_are_those_of_all_iterations_and_the_price_is_of_all_gpus(monkeypatch, capsys):
-    text = printed(monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--iterations", "3600", "--price", "2")
+    text = printed(
+        monkeypatch, capsys, "--model", "Qwen2.5-1.5B", "--iterations", "3600", "--price", "2"
+    )
     for gpus, (*_, total, hours, cost) in table(text).items():
-        assert hours == pytest.approx(total, abs=0.1) and cost == pytest.approx(2 * gpus * hours, rel=0.01)
+        assert hours == pytest.approx(total, abs=0.1) and cost == pytest.approx(
+            2 * gpus * hours, rel=0.01
+        )
 
 
 def test_a_measured_token_position_replaces_the_estimated_one(monkeypatch, capsys):
@@ -133,7 +161,9 @@ def test_a_measured_token_position_replaces_the_estimated_one(monkeypatch, capsy
     assert many[1][0] - few[1][0] == pytest.approx(10 * 100 * 0.02, abs=0.2)
 
 
-@pytest.mark.parametrize("typed", ["--gpus 0", "--gpus -1", "--price nan", "--memory 0", "--card B200"])
+@pytest.mark.parametrize(
+    "typed", ["--gpus 0", "--gpus -1", "--price nan", "--memory 0", "--card B200"]
+)
 def test_what_no_machine_has_is_refused_in_one_line(monkeypatch, capsys, typed):
     with pytest.raises(UserError, match=typed.split()[0]):
         printed(monkeypatch, capsys, *typed.split())
@@ -157,12 +187,22 @@ CASES = {
 
 
 def measure(
-    kind, vocab, mlp=512, layers=4, dtype="float32", checkpointing=False, lora_rank=0, prompts=3, response=150, logit_chunk=None,
+    kind,
+    vocab,
+    mlp=512,
+    layers=4,
+    dtype="float32",
+    checkpointing=False,
+    lora_rank=0,
+    prompts=3,
+    response=150,
+    logit_chunk=None,
     whole=False,
 ):
-    """(estimated, measured) bytes; runs in a process of its own, since the high-water mark is one of the process.
+    """(estimated, measured) bytes; runs in a process of its own, since the high-water mark is one
+    of the process.
 
-    whole: from loading the model to the second update; else one forward and backward pass of a micro-batch."""
+    whole: from loading the model to the second update; else one forward and backward pass."""
     import numpy as np
 
     import common
@@ -171,29 +211,47 @@ def measure(
 
     texts = chat_prompts(prompts)
     with tempfile.TemporaryDirectory() as folder:
-        config = make_model(folder, kind, texts, vocab_size=vocab, intermediate_size=mlp, num_hidden_layers=layers, **SMALL)
+        config = make_model(
+            folder,
+            kind,
+            texts,
+            vocab_size=vocab,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            **SMALL,
+        )
         policy = common.Policy(folder)
         policy.chunk = logit_chunk or policy.chunk
         rows = random_rows(policy, texts, response)
         sequences = packing.merge_prefixes(rows)
         s, length = plan.Sizes(config), max(len(one.ids) for one in sequences)
         tokens, targets = len(sequences) * length, sum(len(one.positions) for one in sequences)
-        expected = plan.peak(*plan.micro_batch_bytes(s, tokens, targets, dtype, checkpointing, logit_chunk, lora_rank))
+        expected = plan.peak(
+            *plan.micro_batch_bytes(
+                s, tokens, targets, dtype, checkpointing, logit_chunk, lora_rank
+            )
+        )
 
         def updates():
             trained = common.Policy(folder)
             optimizer = torch.optim.AdamW(trained.model.parameters(), lr=1e-5)
-            whole_batches = dict(mini_batch_rows=10**6, micro_batch_tokens=10**6, recompute_old=False)
+            whole_batches = dict(
+                mini_batch_rows=10**6, micro_batch_tokens=10**6, recompute_old=False
+            )
             for k in range(2):
                 common.update(trained, optimizer, rows, np.random.default_rng(k), **whole_batches)
 
         if whole:
             updates()
-            return expected + sum(plan.weights_bytes(s, 1, dtype, beta=0).values()), peak_memory(updates)
+            return expected + sum(plan.weights_bytes(s, 1, dtype, beta=0).values()), peak_memory(
+                updates
+            )
     if lora_rank:
         from peft import LoraConfig, inject_adapter_in_model
 
-        inject_adapter_in_model(LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules="all-linear"), policy.model)
+        inject_adapter_in_model(
+            LoraConfig(r=lora_rank, lora_alpha=lora_rank, target_modules="all-linear"), policy.model
+        )
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.train()
@@ -221,9 +279,15 @@ def measured():
     cases = {name: case for name, case in CASES.items() if name not in missing}
     if not sys.platform.startswith("linux"):
         pytest.skip("the peak of resident memory is read from Linux's /proc")
-    # blocks from 64 kB on are mapped one by one and go back to the system when freed: see measure.peak_memory
+    # blocks from 64 kB on are mapped one by one and go back to the system when freed: see
+    # measure.peak_memory
     child = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "tests.test_plan", json.dumps(cases)], env=child, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.test_plan", json.dumps(cases)],
+        env=child,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 

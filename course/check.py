@@ -1,0 +1,401 @@
+"""Exercises that check themselves.
+
+    python -m course.check                     what there is
+    python -m course.check E1                  the question, and what to type
+    python -m course.check E1 0.577 ...    each part right or wrong; exit code 1 where one is wrong
+    python -m course.check E1 --solution       the answer, with where it comes from (try first)
+
+Answers are computed by the project's own functions, or read from the runs in results/, when they
+are asked for: nothing is typed off."""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from envs import UserError, run_tool
+
+ROOT = Path(__file__).resolve().parents[1]
+SOLUTIONS = ROOT / "course" / "solutions"
+
+
+# ---- E1, E2: advantages by hand ----------------------------------------------------------------
+
+
+def advantages(mode):
+    """A^E, A^S, A of the three rows of a group: a win (rewards 0, 10 in states s, a), a loss (0 in
+    s)."""
+    from common import gigpo_advantages
+
+    win = {"group": "g", "rewards": [0, 10], "valid": [True] * 2, "anchors": ["s", "a"]}
+    loss = {"group": "g", "rewards": [0], "valid": [True], "anchors": ["s"]}
+    rows = gigpo_advantages([win, loss], mode=mode)
+    names = ("episode_advantage", "step_advantage", "advantage")
+    return {
+        f"{sign} of row {i + 1}": row[name]
+        for name, sign in zip(names, ("A^E", "A^S", "A"))
+        for i, row in enumerate(rows)
+    }
+
+
+# ---- E3, E4: noise of an effect ----------------------------------------------------------------
+
+
+def noise():
+    """Standard deviation of one D_g with 4 + 4 tries at p = .5, and of its running mean with a =
+    .2."""
+    one = np.sqrt(2 * 0.25 / 4)
+    return {"of one D_g": one, "of the running mean": one * np.sqrt(0.2 / (2 - 0.2))}
+
+
+def promotion(skills=4000, seed=0):
+    """How often the project's rule promotes a useless skill (p = .5 with and without it, 4 + 4
+    tries)."""
+    from mine import credit
+
+    stream, found = np.random.default_rng(seed), {}
+    for n_eval in (2, 4, 8):
+        first = ever = 0
+        for _ in range(skills):
+            skill = {
+                "utility": 0.0,
+                "n_eval": 0,
+                "neg_streak": 0,
+                "deltas": [],
+                "plain": [],
+                "status": "candidate",
+            }
+            for k in range(3 * n_eval):
+                wins = stream.binomial(4, 0.5, 2)
+                credit(
+                    skill,
+                    {"delta": float(wins[0] - wins[1]) / 4, "s_base": [0, 1]},
+                    k,
+                    n_eval=n_eval,
+                )
+                first += k + 1 == n_eval and skill["status"] == "active"
+                if skill["status"] != "candidate":
+                    break
+            ever += skill["status"] == "active"
+        found |= {
+            f"at its first decision, n_eval {n_eval}": first / skills,
+            f"over its life, n_eval {n_eval}": ever / skills,
+        }
+    return found
+
+
+# ---- E5: ablations of recorded runs ------------------------------------------------------------
+
+
+def ablations():
+    """Difference to SIRI (seen and unseen games, mean over seeds) in results/ablations."""
+    from support.files import read_jsonl
+
+    last = {}
+    for p in read_jsonl(ROOT / "results" / "ablations" / "points.jsonl"):
+        if p["split"].startswith("valid"):
+            last[p["arm"], p["seed"], p["split"]] = max(
+                p, last.get((p["arm"], p["seed"], p["split"]), p), key=lambda q: q["iterations"]
+            )
+
+    def success(arm):
+        wins = [list(map(int, p["wins"])) for (a, _, _), p in sorted(last.items()) if a == arm]
+        return float(np.mean(sum(wins, [])))
+
+    names = {
+        "without L_int": "abl-lambda-0",
+        "with useless skills": "abl-useless",
+        "GiGPO, twice the episodes": "abl-gigpo-twice",
+    }
+    return {name: success(arm) - success("abl-siri") for name, arm in names.items()}
+
+
+# ---- E7: few games -----------------------------------------------------------------------------
+
+
+def few_games():
+    """What the two recorded seeds with omega 0 say against the default of the same seeds
+    (docs/results.md, With a hundred games)."""
+    rows = [
+        line
+        for line in (ROOT / "docs" / "results.md").read_text().splitlines()
+        if line.startswith(("| `--omega 0` |", "| default |"))
+    ]
+    numbers = {
+        line.split("|")[1].strip(): [
+            [float(x) for x in re.findall(r"[\d.]+", cell)] for cell in line.split("|")[2:5]
+        ]
+        for line in rows
+    }
+    (_, unseen, steps), (_, before, long) = numbers["`--omega 0`"], numbers["default"]
+    return {
+        "unseen games": "better" if min(unseen) > max(before) else "worse",
+        "steps": "more" if min(steps) > max(long) else "fewer",
+    }
+
+
+# ---- E6: patches -------------------------------------------------------------------------------
+
+LEAVE_ONE_OUT = """
+import numpy as np
+from common import normalise
+for values in ([10.0, 0, 0, 10], [1.0, 2, 6], [5.0, 5]):
+    mine = normalise(np.array(values), "mean_norm", 1e-6)
+    others = [x - (sum(values) - x) / (len(values) - 1) for x in values]
+    assert np.allclose(mine, others), (
+        f"normalise({values}) gives {mine.round(3)}, the others' means leave {np.round(others, 3)}")
+"""
+BY_UTILITY = """
+import sys
+sys.path.insert(0, "tests")
+from distill import plain_twins
+class Policy:
+    style, dropped = "compact", ()
+    def decode(self, ids): return "".join(map(chr, ids))
+    def prompt_ids(self, *about): return [1], False
+ids = [ord(c) for c in "go"]
+step = {"observation": "", "admissible": [], "response_ids": ids, "response": "go"}
+step |= {"logprobs": [0, 0], "allowed": [None, None]}
+def record(name, condition, utility):
+    skills = [{"utility": utility, "skill_id": name}] if condition == "skill" else []
+    new = step | {"action": "go", "valid": True, "advantage": 1.0}
+    about = {"group_id": name, "condition": condition, "skills": skills, "task": ""}
+    return about | {"success": True, "steps": [new]}
+records = [record("a", "skill", 0.3), record("b", "skill", -0.1), record("a", "plain", 0)]
+plain_twins(Policy(), None, records, {"a": -0.5, "b": 0.5})
+gates = [r["steps"][0]["gate"] for r in records]
+assert gates == [1, 0, 0], (
+    f"gates {gates}: expected 1 for u = +.3 (D_g = -.5), 0 for u = -.1 (D_g = +.5), 0 for plain")
+"""
+
+
+def try_patch(path, test):
+    """Applies a patch to a copy of the code and runs a few lines there; returns None, or in one
+    line what was wrong."""
+    if not Path(path).is_file():
+        raise UserError(f"no file {path}: write your change with `git diff > {path}`")
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("common.py", "warmup.py", "mine.py", "distill.py", "envs", "support"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, Path(folder) / name)
+        applied = subprocess.run(
+            ["git", "apply", str(Path(path).resolve())], cwd=folder, capture_output=True, text=True
+        )
+        if applied.returncode:
+            return f"the patch does not apply: {applied.stderr.strip().splitlines()[0]}"
+        made = subprocess.run(
+            [sys.executable, "-c", test], cwd=folder, capture_output=True, text=True
+        )
+        return made.stderr.strip().splitlines()[-1] if made.returncode else None
+
+
+def check_patches(paths):
+    """E6: one or two patches; each must pass one of the two tests."""
+    fine = True
+    for path in paths:
+        wrong = [try_patch(path, test) for test in (LEAVE_ONE_OUT, BY_UTILITY)]
+        if None in wrong:
+            print(
+                f"right: {path} is the "
+                f"{('leave-one-out baseline', 'gate by utility')[wrong.index(None)]}"
+            )
+        else:
+            fine = False
+            print(f"not yet: {path}\n  as a baseline: {wrong[0]}\n  as a gate:     {wrong[1]}")
+    return fine
+
+
+# ---- E9: masks ---------------------------------------------------------------------------------
+
+RESPONSES = {  # tokens of a made-up tokenizer, so that everybody counts the same; M of each
+    "a": ["<THINK>", "ok", "</THINK>", "<ACTION>", "go to", " desk", " 1", "</ACTION>"],
+    "b": ["<think>", "x", "</think>", "<action>", "a", "</action>"],
+    "c": ["<think>x</think><act", "ion>op", "en", " box</", "action>"],
+}
+
+
+def masks():
+    """The taught tokens of three responses, counted from 1."""
+    from distill import action_token_mask
+
+    found = {}
+    for name, tokens in RESPONSES.items():
+
+        class Policy:
+            style, dropped = "chat", ()
+
+            def decode(self, ids, tokens=tokens):
+                return "".join(tokens[i] for i in ids)
+
+        step = {
+            "response_ids": list(range(len(tokens))),
+            "response": "".join(tokens),
+            "valid": True,
+        }
+        found[name] = "+".join(
+            str(i + 1) for i, m in enumerate(action_token_mask(Policy(), step)) if m
+        )
+    return found
+
+
+# ---- the exercises -----------------------------------------------------------------------------
+
+GROUP = """A group has two tries: a win (rewards 0, 10; states s, a) and a loss (reward 0; state s);
+gamma 0.95, omega 1, all well-formed."""
+NINE = "Nine numbers: A^E of the three rows, then A^S, then A."
+BUGS = {"1": "assign_advantages", "2": "plain_twins", "3": "plain_twins", "4": "update"}
+EXERCISES = {  # name: question, what computes the answer, tolerance
+    "E1": (f"{GROUP} With the std.\n{NINE}", lambda: advantages("mean_std_norm"), 0.01),
+    "E2": (f"{GROUP} Without the std (mean_norm).\n{NINE}", lambda: advantages("mean_norm"), 0.01),
+    "E3": (
+        """A try wins with p = .5 whatever the prompt; 4 + 4 tries a pair.
+Two numbers: the standard deviation of one D_g, and of its running mean with a = .2 after many
+pairs.""",
+        noise,
+        0.01,
+    ),
+    "E4": (
+        """How often is a useless skill promoted by `mine.credit`?
+Six numbers: at its first decision and over its life, for n_eval 2, then 4, then 8.  (Simulate; ten
+lines are enough.)""",
+        promotion,
+        0.03,
+    ),
+    "E5": (
+        """Three ablations, predicted: success minus that of SIRI.
+Validation games, mean of three seeds after 6 iterations of distillation.  Three numbers: without
+L_int; with useless skills in place of the mined ones; GiGPO with twice the episodes.""",
+        ablations,
+        0.1,
+    ),
+    "E6": (
+        """Write as patches (git diff > FILE): a baseline, and a gate.
+The leave-one-out baseline in `common.normalise` (mean_norm: a value minus the mean of the others),
+and the gate by utility in `distill.plain_twins` (u > 0 of all skills shown, instead of D_g > 0).
+Type: the patch files.""",
+        None,
+        None,
+    ),
+    "E7": (
+        """What does --omega 0 do with a hundred training games?
+To unseen games at the end (type `better` or `worse`), and to the steps of an episode (`more` or
+`fewer`).""",
+        few_games,
+        None,
+    ),
+    "E8": (
+        """Four silent bugs were each put into a distillation.
+course/bugs/README.md shows what the metrics said.  In which function is the bug of run 1, 2, 3, 4?
+Type four function names.""",
+        lambda: BUGS,
+        None,
+    ),
+    "E9": (
+        "Which tokens have M = 1?  Count from 1, join with +, as 2+3.\n"
+        + "\n".join(f"  {name}: " + " | ".join(tokens) for name, tokens in RESPONSES.items()),
+        masks,
+        None,
+    ),
+    "E10": (
+        """Write the two sentences that the hour on WebShop allows.
+Read docs/results.md (the real 1,000 products).  Type them in quotation marks.""",
+        None,
+        None,
+    ),
+}
+ALLOWED = """What it allows, in two sentences:
+  "With one seed and an hour of one core each, GiGPO alone won more of the 500 test goals (0.874)
+   than SIRI under the plain prompt (0.832; paired by goal -0.036 [-0.062, -0.012]), and that
+   interval is over goals, not over seeds."
+  "The two were given equal time, not equal episodes (GiGPO made 231 iterations, SIRI 133, on cores
+   that were shared for a part of it), so nothing follows for a 7B model, for another catalogue, or
+   for the 8.5 points of the paper."
+Yours passes if it names (1) the number of seeds, (2) what the interval is over, (3) what was held
+equal and what was not, and (4) claims nothing beyond this stand-in and this catalogue."""
+
+
+def compare(expected, given, tolerance):
+    """Prints each part right or wrong; returns whether all are right."""
+    if len(given) != len(expected):
+        raise UserError(
+            f"{len(expected)} answers are expected ({', '.join(expected)}), {len(given)} were typed"
+        )
+    fine = True
+    for (name, value), text in zip(expected.items(), given):
+        if tolerance is None:
+            right = text.strip("()").rpartition(".")[2] == str(value)
+        else:
+            try:
+                right = abs(float(text) - value) <= tolerance + 1e-9
+            except ValueError:
+                raise UserError(f"{name}: expected a number, found {text!r}") from None
+        fine &= right
+        print(f"{'right' if right else 'not yet':8s} {name}: {text}")
+    return fine
+
+
+def shown(expected):
+    return "\n".join(
+        f"  {name}: {value:+.3f}" if isinstance(value, float) else f"  {name}: {value}"
+        for name, value in expected.items()
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m course.check", description="Exercises that check themselves."
+    )
+    parser.add_argument("exercise", nargs="?", help="E1 ... E10")
+    parser.add_argument("--solution", action="store_true", help="show the answer")
+    args, answer = parser.parse_known_args()  # answers may begin with a minus
+    if args.exercise is None:
+        print(
+            "\n".join(
+                f"{name:4s} {text.splitlines()[0][:95]}" for name, (text, _, _) in EXERCISES.items()
+            )
+        )
+        return
+    name = args.exercise.upper()
+    if name not in EXERCISES:
+        raise UserError(f"no exercise {args.exercise}: expected one of {', '.join(EXERCISES)}")
+    text, compute, tolerance = EXERCISES[name]
+    if args.solution:
+        if name == "E6":
+            print(
+                "\n".join(
+                    f"{path.name}\n{path.read_text()}"
+                    for path in sorted(SOLUTIONS.glob("E6-*.patch"))
+                )
+            )
+        elif name == "E10":
+            print(ALLOWED)
+        else:
+            print(shown(compute()))
+            if (SOLUTIONS / f"{name}.md").exists():
+                print("\n" + (SOLUTIONS / f"{name}.md").read_text().strip())
+        return
+    if not answer:
+        print(text)
+        return
+    if name == "E6":
+        fine = check_patches(answer)
+    elif name == "E10":
+        words = " ".join(answer).split()
+        if len(words) < 12:
+            raise UserError(f"two sentences are expected, {len(words)} words were typed")
+        print(ALLOWED)
+        return
+    else:
+        fine = compare(compute(), answer, tolerance)
+    if not fine:
+        sys.exit(1)
+    print("all right")
+
+
+if __name__ == "__main__":
+    run_tool(main)
