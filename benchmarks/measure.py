@@ -1,8 +1,9 @@
-"""What the benchmarks and their tests share: random chat models, rows with real prompts, time and peak memory.
+"""What the benchmarks and their tests share: random chat models, rows with real prompts, time and
+peak memory.
 
-Nothing is downloaded: models are random weights of a given shape, their tokenizer is a byte-level BPE trained on the environment's own
-prompts, and prompts come from episodes in the simulator.  Speed and memory do not depend on what weights say.
-"""
+Nothing is downloaded: models are random weights of a given shape, their tokenizer is a byte-level
+BPE trained on the environment's own prompts, and prompts come from episodes in the simulator.
+Speed and memory do not depend on what weights say."""
 
 import gc
 import os
@@ -24,7 +25,8 @@ TURNS = (
 
 
 def chat_prompts(n, seed=0, env=None):
-    """n chat prompts (strings) in the order of play: episodes of 50 random admissible actions on real games, or on generated houses."""
+    """n chat prompts (strings) in the order of play: episodes of 50 random admissible actions on
+    real games, or on generated houses."""
     env, stream, prompts = env or AlfWorld(), np.random.default_rng(seed), []
     tasks = env.tasks("train")
     while len(prompts) < n:
@@ -40,23 +42,35 @@ def chat_prompts(n, seed=0, env=None):
 def make_tokenizer(texts, vocab):
     """A byte-level BPE with ChatML turns, trained on the texts; at most `vocab` tokens."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
     fast.chat_template = TURNS
     return fast
 
 
-def make_model(folder, model_type="qwen2", texts=None, seed=0, dtype="float32", device="cpu", **shape):
-    """Writes a random chat model with its tokenizer to a folder, as from_pretrained wants it.  shape: fields of its config."""
+def make_model(
+    folder, model_type="qwen2", texts=None, seed=0, dtype="float32", device="cpu", **shape
+):
+    """Writes a random chat model with its tokenizer to a folder, as from_pretrained wants it.
+    shape: fields of its config."""
     tokenizer = make_tokenizer(texts or chat_prompts(100), min(4096, shape["vocab_size"]))
     config = AutoConfig.for_model(model_type, **shape)
     config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     torch.manual_seed(seed)
-    with torch.device(device):  # drawn where it will be used: a CPU takes minutes for 7 billion numbers
+    with torch.device(
+        device
+    ):  # drawn where it will be used: a CPU takes minutes for 7 billion numbers
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -64,17 +78,27 @@ def make_model(folder, model_type="qwen2", texts=None, seed=0, dtype="float32", 
 
 
 def random_rows(policy, prompts, response_tokens, seed=0):
-    """A Row per prompt string, with a random response of 1/2 to 1 times response_tokens, advantages of +-1, and the policy's log-probs left
-    at 0 (updates compute none when --old-logprobs is sampler; the cost is the same whatever they are)."""
+    """A Row per prompt string, with a random response of 1/2 to 1 times response_tokens, advantages
+    of +-1, and the policy's log-probs left at 0 (updates compute none when --old-logprobs is
+    sampler; the cost is the same whatever they are)."""
     stream, rows = np.random.default_rng(seed), []
     for i, text in enumerate(prompts):
         n = int(stream.integers(response_tokens // 2, response_tokens + 1))
         response = stream.integers(3, len(policy.tokenizer), n).tolist()
-        rows.append(Row(policy.encode_prompt(text), response, [0.0] * n, [None] * n, advantage=1.0 - 2.0 * (i % 2), episode=i))
+        rows.append(
+            Row(
+                policy.encode_prompt(text),
+                response,
+                [0.0] * n,
+                [None] * n,
+                advantage=1.0 - 2.0 * (i % 2),
+                episode=i,
+            )
+        )
     return rows
 
 
-# ---- time and memory -----------------------------------------------------------------------------------------------------------
+# ---- time and memory -----------------------------------------------------------------------------
 
 
 def seconds(function, repeat=3, device="cpu"):
@@ -102,11 +126,14 @@ def synchronize(device):
 
 
 def peak_memory(function, device="cpu"):
-    """Bytes that a call held at its peak beyond what was held before it.  Call the function once before: first calls set things up.
+    """Bytes that a call held at its peak beyond what was held before it.  Call the function once
+    before: first calls set things up.
 
-    CUDA: torch's allocator counts.  CPU: the kernel's high-water mark of resident memory, of all threads and libraries (Linux only).  The
-    process must have been started with MALLOC_MMAP_THRESHOLD_=65536, so that freed blocks go back to the system and no old hole hides
-    new memory; RuntimeError otherwise.  That makes allocating slow: measure time in another process."""
+    CUDA: torch's allocator counts.  CPU: the kernel's high-water mark of resident memory, of all
+    threads and libraries (Linux only).  The process must have been started with
+    MALLOC_MMAP_THRESHOLD_=65536, so that freed blocks go back to the system and no old hole hides
+    new memory; RuntimeError otherwise.  That makes allocating slow: measure time in another
+    process."""
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -116,7 +143,10 @@ def peak_memory(function, device="cpu"):
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") != "65536":
-        raise RuntimeError("start the process with MALLOC_MMAP_THRESHOLD_=65536, else freed memory is kept and the peak means nothing")
+        raise RuntimeError(
+            "start the process with MALLOC_MMAP_THRESHOLD_=65536, else freed memory is kept and "
+            "the peak means nothing"
+        )
     before = resident("VmRSS")
     reset_peak()
     function()

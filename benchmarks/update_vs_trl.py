@@ -1,19 +1,23 @@
-"""One GRPO update and one rollout, here and elsewhere: TRL's GRPOTrainer, and plain `generate`.  Prints one line of JSON.
+"""One GRPO update and one rollout, here and elsewhere: TRL's GRPOTrainer, and plain `generate`.
+Prints one line of JSON.
 
-    python benchmarks/update_vs_trl.py                       pip install trl (Apache-2.0) beside this project first; CPU, a few minutes
-    python benchmarks/update_vs_trl.py --device cuda --hidden 1536 --mlp 8960 --layers 28 --vocab 151936 --rows 128
-    python benchmarks/update_vs_trl.py --skip trl            rollouts only
+    python benchmarks/update_vs_trl.py      pip install trl (Apache-2.0) first; CPU, a few minutes
+    python benchmarks/update_vs_trl.py --device cuda --hidden 1536 --mlp 8960 --layers 28 \\
+        --vocab 151936 --rows 128
+    python benchmarks/update_vs_trl.py --skip trl            without TRL
 
-What is the same: the model (random weights), rows (real ALFWorld chat prompts, random responses of half to all of --response tokens,
-advantages +1 and -1), dtype, threads, temperature, AdamW, gradient norm clipping, one optimizer step over all rows, the loss (clipped
-policy gradient, mean over all response tokens, no reference policy, pi_old as sampled), and padded tokens per forward pass: TRL's
-micro-batch holds as many rows as --tokens allow at the batch's longest prompt + longest response, which is what it pads to.  Nothing is
-generated in the update.  The default shape gives the logits 15 % of the parameters, as Qwen2.5-1.5B's are.  Every figure comes from a
-process of its own; the peak is the highest of the updates after the first, beyond what the process held before it loaded the model.
-Seconds are the process's CPU time where it has one thread (not the wall clock: a shared machine would decide), else wall-clock.
-Rollouts: the same episodes with our KV-cached sampler, with vLLM where it is installed (chat prompts), and with `model.generate` on
-left-padded prompts at every step.
-"""
+What is the same: the model (random weights), rows (real ALFWorld chat prompts, random responses of
+half to all of --response tokens, advantages +1 and -1), dtype, threads, temperature, AdamW,
+gradient norm clipping, one optimizer step over all rows, the loss (clipped policy gradient, mean
+over all response tokens, no reference policy, pi_old as sampled), and padded tokens per forward
+pass: TRL's micro-batch holds as many rows as --tokens allow at the batch's longest prompt + longest
+response, which is what it pads to.  Nothing is generated in the update.  The default shape gives
+the logits 15 % of the parameters, as Qwen2.5-1.5B's are.  Every figure comes from a process of its
+own; the peak is the highest of the updates after the first, beyond what the process held before it
+loaded the model. Seconds are the process's CPU time where it has one thread (not the wall clock: a
+shared machine would decide), else wall-clock. Rollouts: the same episodes with our KV-cached
+sampler, with vLLM where it is installed (chat prompts), and with `model.generate` on left-padded
+prompts at every step. """
 
 import argparse
 import json
@@ -22,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,20 +43,23 @@ from support import cli  # noqa: E402
 
 
 def our_arguments(args, *more):
-    """The training arguments of a phase, from its own parser."""
-    given = f"--device {args.device} --threads {args.threads} --micro-batch-tokens {args.tokens} --mini-batch-rows {10**9}"
-    given += " --beta 0 --omega 0 --lr 1e-6"
-    sys.argv = ["bench", *given.split(), *more]
-    return cli.parse_args(cli.make_parser("bench", entropy_coef=0.0, old_logprobs="sampler"))
+    """The arguments of a phase, from its own parser."""
+    sys.argv = ["bench", "--device", args.device, "--threads", str(args.threads), *more]
+    return cli.parse_args(cli.make_parser("bench"))
 
 
 def rows_for(policy, args):
-    return measure.random_rows(policy, measure.chat_prompts(args.rows, env=AlfWorld(houses=True)), args.response)
+    return measure.random_rows(
+        policy, measure.chat_prompts(args.rows, env=AlfWorld(houses=True)), args.response
+    )
 
 
 def clock(args):
-    """Seconds; with one CPU thread those that the process computed, so that a shared machine's other programs do not count."""
-    return time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+    """Seconds; with one CPU thread those that the process computed, so that a shared machine's
+    other programs do not count."""
+    return (
+        time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+    )
 
 
 class Watch:
@@ -71,12 +79,20 @@ class Watch:
     def end(self):
         measure.synchronize(self.args.device)
         self.seconds.append(clock(self.args) - self.begun)
-        peak = torch.cuda.max_memory_allocated() if self.args.device == "cuda" else measure.resident("VmHWM")
+        peak = (
+            torch.cuda.max_memory_allocated()
+            if self.args.device == "cuda"
+            else measure.resident("VmHWM")
+        )
         self.peaks.append(peak - self.at_start)
 
     def result(self, tokens):
         seconds = float(np.median(self.seconds[1:]))
-        return {"tokens_per_second": tokens / seconds, "seconds": seconds, "peak_mib": max(self.peaks[1:]) / 2**20}
+        return {
+            "tokens_per_second": tokens / seconds,
+            "seconds": seconds,
+            "peak_mib": max(self.peaks[1:]) / 2**20,
+        }
 
 
 def held_now(args):
@@ -86,13 +102,18 @@ def held_now(args):
 def ours(folder, args):
     """{tokens_per_second, seconds, peak_mib} of common.update."""
     watch = Watch(args, held_now(args))
-    chosen = our_arguments(args)
     policy = common.Policy(folder, args.device)
     rows = rows_for(policy, args)
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-6, weight_decay=0.01)
+    fused = args.device == "cuda" or None
+    optimizer = torch.optim.AdamW(
+        policy.model.parameters(), lr=1e-6, weight_decay=0.01, fused=fused
+    )
+    loss = partial(common.gigpo_loss, entropy_coef=0.0)
+    how = dict(mini_batch_rows=10**9, micro_batch_tokens=args.tokens, recompute_old=False)
     for k in range(args.repeat + 1):
         watch.begin()
-        common.update(policy, optimizer, rows, chosen, np.random.default_rng(k))
+        stream = np.random.default_rng(k)
+        common.update(policy, optimizer, rows, stream, loss, threads=args.threads, **how)
         watch.end()
     return watch.result(real_tokens(rows))
 
@@ -113,23 +134,38 @@ def trl(folder, args):
     rows = rows_for(policy, args)
     del policy
     width = [max(len(getattr(r, part)) for r in rows) for part in ("prompt_ids", "response_ids")]
-    size = max(n for n in range(1, len(rows) + 1) if len(rows) % n == 0 and (n == 1 or n * sum(width) <= args.tokens))
+    size = max(
+        n
+        for n in range(1, len(rows) + 1)
+        if len(rows) % n == 0 and (n == 1 or n * sum(width) <= args.tokens)
+    )
 
     class Given(package.GRPOTrainer):
         def _generate_and_score_completions(self, inputs):
-            """TRL's own layout: prompts padded on the left, responses on the right, one advantage a row."""
+            """TRL's own layout: prompts padded on the left, responses on the right, one advantage a
+            row."""
+
             def pad(lists, n, left):
                 zeros = [[0] * (n - len(ids)) for ids in lists]
-                return torch.tensor([z + ids if left else ids + z for ids, z in zip(lists, zeros)], device=self.accelerator.device)
+                return torch.tensor(
+                    [z + ids if left else ids + z for ids, z in zip(lists, zeros)],
+                    device=self.accelerator.device,
+                )
 
             prompts, responses = [r.prompt_ids for r in rows], [r.response_ids for r in rows]
             masks = [[1] * len(ids) for ids in prompts], [[1] * len(ids) for ids in responses]
             return {
-                "prompt_ids": pad(prompts, width[0], True), "prompt_mask": pad(masks[0], width[0], True),
-                "completion_ids": pad(responses, width[1], False), "completion_mask": pad(masks[1], width[1], False),
-                "advantages": torch.tensor([r.advantage for r in rows], device=self.accelerator.device),
-                "num_items_in_batch": torch.tensor(float(sum(map(len, responses))), device=self.accelerator.device),
-            }  # fmt: skip
+                "prompt_ids": pad(prompts, width[0], True),
+                "prompt_mask": pad(masks[0], width[0], True),
+                "completion_ids": pad(responses, width[1], False),
+                "completion_mask": pad(masks[1], width[1], False),
+                "advantages": torch.tensor(
+                    [r.advantage for r in rows], device=self.accelerator.device
+                ),
+                "num_items_in_batch": torch.tensor(
+                    float(sum(map(len, responses))), device=self.accelerator.device
+                ),
+            }
 
     class Observer(TrainerCallback):
         def on_step_begin(self, *given, **more):
@@ -140,26 +176,50 @@ def trl(folder, args):
 
     with tempfile.TemporaryDirectory() as out:
         config = package.GRPOConfig(
-            output_dir=out, per_device_train_batch_size=size, gradient_accumulation_steps=len(rows) // size, num_generations=2,
-            max_steps=args.repeat + 1, learning_rate=1e-6, weight_decay=0.01, max_grad_norm=1.0, lr_scheduler_type="constant", beta=0.0,
-            loss_type="dapo", temperature=1.0, max_completion_length=args.response, bf16=False, gradient_checkpointing=False,
-            use_cpu=args.device == "cpu", report_to="none", save_strategy="no", logging_strategy="no", disable_tqdm=True,
+            output_dir=out,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=len(rows) // size,
+            num_generations=2,
+            max_steps=args.repeat + 1,
+            learning_rate=1e-6,
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            lr_scheduler_type="constant",
+            beta=0.0,
+            loss_type="dapo",
+            temperature=1.0,
+            max_completion_length=args.response,
+            bf16=False,
+            gradient_checkpointing=False,
+            use_cpu=args.device == "cpu",
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
             model_init_kwargs={"dtype": "float32"},
-        )  # fmt: skip
+        )
         data = Dataset.from_dict({"prompt": ["x"] * len(rows)})
-        Given(model=str(folder), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=config, train_dataset=data,
-              callbacks=[Observer()]).train()  # fmt: skip
+        Given(
+            model=str(folder),
+            reward_funcs=lambda completions, **_: [0.0] * len(completions),
+            args=config,
+            train_dataset=data,
+            callbacks=[Observer()],
+        ).train()
     return watch.result(real_tokens(rows)) | {"version": version("trl"), "rows_per_forward": size}
 
 
-# ---- rollouts ------------------------------------------------------------------------------------------------------------------
+# ---- rollouts ------------------------------------------------------------------------------------
 
 
 def rollouts(folder, args):
-    """Environment steps per second of the same episodes, chat prompts with a random model and compact prompts with the stand-in: ours and
-    plain `generate`.  Free responses in both."""
+    """Environment steps per second of the same episodes, chat prompts with a random model and
+    compact prompts with the stand-in: ours and plain `generate`.  Free responses in both."""
     found = {}
-    for name, model, longest in (("chat", folder, args.rollout_response), ("compact", Path(__file__).parents[1] / "tiny" / "alfworld", 8)):
+    for name, model, longest in (
+        ("chat", folder, args.rollout_response),
+        ("compact", Path(__file__).parents[1] / "tiny" / "alfworld", 8),
+    ):
         policy = common.Policy(model, args.device, constrain=False)
         env = AlfWorld(houses=True, max_steps=args.steps)
         games = env.tasks("train")[: args.episodes]
@@ -169,15 +229,22 @@ def rollouts(folder, args):
             steps, tokens = who(policy, env, plays, longest, args)
             measure.synchronize(args.device)
             seconds = clock(args) - begun
-            found[f"{name}_{who.__name__}"] = {"steps_per_second": steps / seconds, "sampled_tokens_per_second": tokens / seconds}
+            found[f"{name}_{who.__name__}"] = {
+                "steps_per_second": steps / seconds,
+                "sampled_tokens_per_second": tokens / seconds,
+            }
     return found
 
 
 def vllm_rollout(folder, args):
     """The chat episodes of `rollouts` with --engine vllm, after one round that sets it up."""
-    policy = common.load_policy(folder, our_arguments(args, "--engine", "vllm", "--rollout-batch", str(args.episodes)))
+    policy = common.load_policy(
+        folder, our_arguments(args, "--engine", "vllm", "--rollout-batch", str(args.episodes))
+    )
     env = AlfWorld(houses=True, max_steps=args.steps)
-    plays = [common.Play(task, task, ("bench", task)) for task in env.tasks("train")[: args.episodes]]
+    plays = [
+        common.Play(task, task, ("bench", task)) for task in env.tasks("train")[: args.episodes]
+    ]
     our_rollout(policy, env, plays[:2], args.rollout_response, args)
     begun = clock(args)
     steps, tokens = our_rollout(policy, env, plays, args.rollout_response, args)
@@ -187,28 +254,46 @@ def vllm_rollout(folder, args):
 
 def our_rollout(policy, env, plays, longest, args):
     records = common.rollout(policy, env, plays, 1.0, len(plays), longest, threads=1)
-    return sum(len(r["steps"]) for r in records), sum(len(s["response_ids"]) for r in records for s in r["steps"])
+    return sum(len(r["steps"]) for r in records), sum(
+        len(s["response_ids"]) for r in records for s in r["steps"]
+    )
 
 
 @torch.inference_mode()
 def plain_rollout(policy, env, plays, longest, args):
-    """What a first version looks like: all prompts of a step through `generate`, nothing kept between steps."""
+    """What a first version looks like: all prompts of a step through `generate`, nothing kept
+    between steps."""
     worlds = [env.fork() for _ in plays]
     now = [world.reset(play.task_id) for world, play in zip(worlds, plays)]
     history, alive, steps, tokens = [[] for _ in plays], list(range(len(plays))), 0, 0
     pad = policy.tokenizer.pad_token_id or 0
     torch.manual_seed(0)
     while alive:
-        prompts = [policy.encode_prompt(env.prompt(worlds[i].task, history[i], now[i], [], policy.style)) for i in alive]
+        prompts = [
+            policy.encode_prompt(env.prompt(worlds[i].task, history[i], now[i], [], policy.style))
+            for i in alive
+        ]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=policy.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device)
+        mask = torch.tensor(
+            [[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=policy.device
+        )
         out = policy.model.generate(
-            input_ids=ids, attention_mask=mask, max_new_tokens=longest, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-            eos_token_id=sorted(policy.eos_ids), pad_token_id=pad,
-        )[:, width:].tolist()  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=longest,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            eos_token_id=sorted(policy.eos_ids),
+            pad_token_id=pad,
+        )[:, width:].tolist()
         for i, response in zip(alive, out):
-            end = next((n + 1 for n, token in enumerate(response) if token in policy.eos_ids), len(response))
+            end = next(
+                (n + 1 for n, token in enumerate(response) if token in policy.eos_ids),
+                len(response),
+            )
             action, _ = env.parse(policy.decode(response[:end]), policy.style)
             history[i].append((now[i], action))
             now[i] = worlds[i].step(action)
@@ -217,11 +302,12 @@ def plain_rollout(policy, env, plays, longest, args):
     return steps, tokens
 
 
-# ---- one run -------------------------------------------------------------------------------------------------------------------
+# ---- one run -------------------------------------------------------------------------------------
 
 
 def in_child(part, exact, folder):
-    """A part's result, measured in a process of its own.  exact: memory is counted, which makes allocating slow."""
+    """A part's result, measured in a process of its own.  exact: memory is counted, which makes
+    allocating slow."""
     limit = {"MALLOC_MMAP_THRESHOLD_": "65536"} if exact else {}
     command = [sys.executable, __file__, *sys.argv[1:], "--child", part, folder]
     done = subprocess.run(command, env={**os.environ, **limit}, stdout=subprocess.PIPE, text=True)
@@ -231,7 +317,9 @@ def in_child(part, exact, folder):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="torch device")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--hidden", type=int, default=256, help="of the random Qwen2")
@@ -239,35 +327,72 @@ def main():
     p.add_argument("--layers", type=int, default=6, help="its layers")
     p.add_argument("--vocab", type=int, default=4096, help="its vocabulary")
     p.add_argument("--rows", type=int, default=24, help="of the update")
-    p.add_argument("--response", type=int, default=128, help="tokens of the longest response in the update")
+    p.add_argument(
+        "--response", type=int, default=128, help="tokens of the longest response in the update"
+    )
     p.add_argument("--tokens", type=int, default=4096, help="padded tokens per forward pass")
     p.add_argument("--repeat", type=int, default=3, help="updates measured, after one that is not")
     p.add_argument("--episodes", type=int, default=16, help="of the rollouts")
     p.add_argument("--steps", type=int, default=10, help="of each")
-    p.add_argument("--rollout-response", type=int, default=32, help="tokens of a response in the rollouts with chat prompts")
-    p.add_argument("--skip", nargs="*", default=[], choices=["trl", "update", "rollout"], help="parts not to run")
+    p.add_argument(
+        "--rollout-response",
+        type=int,
+        default=32,
+        help="tokens of a response in the rollouts with chat prompts",
+    )
+    p.add_argument(
+        "--skip",
+        nargs="*",
+        default=[],
+        choices=["trl", "update", "rollout"],
+        help="parts not to run",
+    )
     p.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = p.parse_args()
     if "trl" not in args.skip and "update" not in args.skip and not find_spec("trl"):
-        raise UserError("TRL is not installed: run `pip install trl`, or leave it out with --skip trl")
+        raise UserError(
+            "TRL is not installed: run `pip install trl`, or leave it out with --skip trl"
+        )
     torch.set_num_threads(args.threads)
     if args.child:
-        result = {"ours": ours, "trl": trl, "rollout": rollouts, "vllm": vllm_rollout}[args.child[0]](args.child[1], args)
+        result = {"ours": ours, "trl": trl, "rollout": rollouts, "vllm": vllm_rollout}[
+            args.child[0]
+        ](args.child[1], args)
         return print(json.dumps(result))
 
-    result = {"device": args.device, "threads": args.threads, "torch": torch.__version__, "load": round(os.getloadavg()[0], 1)}
+    result = {
+        "device": args.device,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "load": round(os.getloadavg()[0], 1),
+    }
     with tempfile.TemporaryDirectory() as folder:
-        shape = dict(hidden_size=args.hidden, intermediate_size=args.mlp, num_hidden_layers=args.layers, vocab_size=args.vocab)
+        shape = dict(
+            hidden_size=args.hidden,
+            intermediate_size=args.mlp,
+            num_hidden_layers=args.layers,
+            vocab_size=args.vocab,
+        )
         heads = max(2, args.hidden // (32 if args.hidden < 512 else 128))
         texts = measure.chat_prompts(100, env=AlfWorld(houses=True))
-        measure.make_model(folder, "qwen2", texts, num_attention_heads=heads, num_key_value_heads=2, tie_word_embeddings=True, **shape)
+        measure.make_model(
+            folder,
+            "qwen2",
+            texts,
+            num_attention_heads=heads,
+            num_key_value_heads=2,
+            tie_word_embeddings=True,
+            **shape,
+        )
         parts = [] if "update" in args.skip else ["ours"] if "trl" in args.skip else ["ours", "trl"]
         for part in parts:
             result[part] = in_child(part, False, folder)
             if args.device == "cpu":
                 result[part]["peak_mib"] = in_child(part, True, folder)["peak_mib"]
         if len(parts) == 2:
-            result["speed_over_trl"] = result["ours"]["tokens_per_second"] / result["trl"]["tokens_per_second"]
+            result["speed_over_trl"] = (
+                result["ours"]["tokens_per_second"] / result["trl"]["tokens_per_second"]
+            )
             result["memory_over_trl"] = result["ours"]["peak_mib"] / result["trl"]["peak_mib"]
         if "rollout" not in args.skip:
             found = result["rollout"] = in_child("rollout", False, folder)
@@ -275,8 +400,13 @@ def main():
                 found["chat_vllm_rollout"] = in_child("vllm", False, folder)
             for name in ("chat_our", "chat_vllm", "compact_our"):
                 if f"{name}_rollout" in found:
-                    rate, plain = found[f"{name}_rollout"], found[f"{name.split('_')[0]}_plain_rollout"]
-                    result[f"{name}_over_generate"] = rate["sampled_tokens_per_second"] / plain["sampled_tokens_per_second"]
+                    rate, plain = (
+                        found[f"{name}_rollout"],
+                        found[f"{name.split('_')[0]}_plain_rollout"],
+                    )
+                    result[f"{name}_over_generate"] = (
+                        rate["sampled_tokens_per_second"] / plain["sampled_tokens_per_second"]
+                    )
     print(json.dumps(rounded(result)))
 
 

@@ -120,8 +120,9 @@ for lam in (0.0, 5.0):
     )
 
 # %% [markdown]
-# GiGPO alone moves it as well: the skill episodes are rows of L_GiGPO, too, under *their* prompt,
-# and the weights are shared. L_int adds the direction that counts at test time.
+# GiGPO alone hardly moves it: the skill episodes are rows of L_GiGPO, too, but under *their*
+# prompt.
+# Sharing weights is not enough; L_int is the part that reaches the plain prompt.
 #
 # ## One game
 

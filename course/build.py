@@ -67,13 +67,18 @@ def same_cells(a, b):
     return [(c.cell_type, c.source) for c in a.cells] == [(c.cell_type, c.source) for c in b.cells]
 
 
+def printed(outputs):
+    """Without what went to stderr: warnings and bars, which name folders of the machine."""
+    return [output for output in outputs if output.get("name") != "stderr"]
+
+
 def keep_outputs(book, old):
     """The outputs of a stored notebook for new cells.  UserError where the cells are others."""
     if [c.cell_type for c in book.cells] != [c.cell_type for c in old.cells]:
         raise UserError("the cells are others than those stored: build it without --text")
     for new, stored in zip(book.cells, old.cells):
         if new.cell_type == "code":
-            new.outputs, new.execution_count = stored.outputs, stored.execution_count
+            new.outputs, new.execution_count = printed(stored.outputs), stored.execution_count
 
 
 def main():

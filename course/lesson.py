@@ -10,10 +10,13 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import torch
-from transformers.utils.logging import disable_progress_bar
+
+warnings.filterwarnings("ignore", message="IProgress not found")  # a bar that is not needed
+from transformers.utils.logging import disable_progress_bar  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("COURSE_FOLDER", ROOT))

@@ -109,7 +109,8 @@ def new_id(rng, stem, x, y, z, taken, tail=""):
     ids, hence from these coordinates."""
     while True:
         dx, dy, dz = (int(rng.random() * 40) - 20 for _ in range(3))
-        id = f"{stem}_bar_{coordinate(x + dx)}_bar_{coordinate(y + dy)}_bar_{coordinate(z + dz)}{tail}"
+        at = "_bar_".join(coordinate(part) for part in (x + dx, y + dy, z + dz))
+        id = f"{stem}_bar_{at}{tail}"
         if id not in taken:
             taken.add(id)
             return id
@@ -334,7 +335,8 @@ def house(task_id):
         "walkthrough": walkthrough(
             rng, goal_type, receptacles, things, wanted, target, needed[wanted]
         ),
-        "folder": f"{split}/{goal_type}-{wanted}-None-{target}-{1 + KINDS.index(kind)}{number + 500 * (owner == 'valid_unseen'):03d}",
+        "folder": f"{split}/{goal_type}-{wanted}-None-{target}-{1 + KINDS.index(kind)}"
+        f"{number + 500 * (owner == 'valid_unseen'):03d}",
     }
 
 
@@ -418,7 +420,8 @@ def goal_pddl(task_type, wanted, target):
     return f"""
             (exists (?r - receptacle)
                 (exists (?o - object)
-                    (and (objectType ?o {wanted}Type) (receptacleType ?r {target}Type) (inReceptacle ?o ?r) {also})))"""
+                    (and (objectType ?o {wanted}Type) (receptacleType ?r {target}Type)
+                    (inReceptacle ?o ?r) {also})))"""
 
 
 def problem(data):

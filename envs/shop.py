@@ -36,62 +36,85 @@ SIZES = ["small", "medium", "large", "x-large"]
 # kind: category, levels of the product category, middle price in dollars, attributes, option groups
 KINDS = {
     "table lamp": ("garden", "Home & Kitchen › Lighting › Table Lamps", 35,
-        ["touch control", "usb port", "solid wood", "dimmable", "energy saving", "linen shade", "easy assemble", "eye protection"],
+        ["touch control", "usb port", "solid wood", "dimmable", "energy saving", "linen shade",
+         "easy assemble", "eye protection"],
         {"color": COLOURS, "size": ["8 inch", "12 inch", "16 inch", "20 inch"]}),
     "lamp shade": ("garden", "Home & Kitchen › Lighting › Lamp Shades", 18,
-        ["hand woven", "pleated fabric", "easy clean", "fire resistant", "natural rattan", "double layer", "easy install", "dust proof"],
+        ["hand woven", "pleated fabric", "easy clean", "fire resistant", "natural rattan",
+         "double layer", "easy install", "dust proof"],
         {"color": COLOURS, "shape": ["drum", "cone", "bell", "square"]}),
     "coffee table": ("garden", "Home & Kitchen › Furniture › Coffee Tables", 120,
-        ["solid wood", "storage space", "steel frame", "lift top", "easy assemble", "tempered glass", "scratch resistant", "round edge"],
+        ["solid wood", "storage space", "steel frame", "lift top", "easy assemble",
+         "tempered glass", "scratch resistant", "round edge"],
         {"color": COLOURS, "size": ["32 inch", "36 inch", "40 inch", "48 inch"]}),
     "coffee maker": ("grocery", "Home & Kitchen › Kitchen › Coffee Makers", 60,
-        ["auto shutoff", "stainless steel", "easy clean", "single serve", "bpa free", "programmable", "glass carafe", "low noise"],
+        ["auto shutoff", "stainless steel", "easy clean", "single serve", "bpa free",
+         "programmable", "glass carafe", "low noise"],
         {"color": COLOURS, "capacity": ["2 cup", "4 cup", "8 cup", "12 cup"]}),
     "desk chair": ("garden", "Home & Kitchen › Furniture › Desk Chairs", 110,
-        ["lumbar support", "height adjustable", "mesh back", "faux leather", "heavy duty", "easy assemble", "high density", "flip arm"],
+        ["lumbar support", "height adjustable", "mesh back", "faux leather", "heavy duty",
+         "easy assemble", "high density", "flip arm"],
         {"color": COLOURS, "style": ["with headrest", "without headrest", "with footrest"]}),
     "chair cushion": ("garden", "Home & Kitchen › Bedding › Chair Cushions", 24,
-        ["memory foam", "machine washable", "non slip", "high density", "cotton cover", "cooling gel", "ultra thick", "tie strap"],
-        {"color": COLOURS, "size": ["16 x 16 inch", "18 x 18 inch", "20 x 20 inch"], "set": ["1 piece", "2 pieces", "4 pieces"]}),
+        ["memory foam", "machine washable", "non slip", "high density", "cotton cover",
+         "cooling gel", "ultra thick", "tie strap"],
+        {"color": COLOURS, "size": ["16 x 16 inch", "18 x 18 inch", "20 x 20 inch"],
+         "set": ["1 piece", "2 pieces", "4 pieces"]}),
     "water bottle": ("grocery", "Sports & Outdoors › Hydration › Water Bottles", 22,
-        ["leak proof", "bpa free", "stainless steel", "wide mouth", "double wall", "dishwasher safe", "straw lid", "vacuum insulated"],
+        ["leak proof", "bpa free", "stainless steel", "wide mouth", "double wall",
+         "dishwasher safe", "straw lid", "vacuum insulated"],
         {"color": COLOURS, "size": ["12 ounce", "18 ounce", "24 ounce", "32 ounce"]}),
     "bottle brush": ("grocery", "Home & Kitchen › Kitchen › Bottle Brushes", 9,
-        ["long handle", "bpa free", "non scratch", "easy clean", "eco friendly", "silicone bristle", "quick dry", "soft sponge"],
+        ["long handle", "bpa free", "non scratch", "easy clean", "eco friendly",
+         "silicone bristle", "quick dry", "soft sponge"],
         {"color": COLOURS, "set": ["1 piece", "2 pieces", "4 pieces"]}),
     "running shoes": ("fashion", "Clothing & Shoes › Shoes › Running Shoes", 58,
-        ["rubber sole", "memory foam", "arch support", "slip resistant", "breathable mesh", "light weight", "quick lace", "shock proof"],
-        {"color": COLOURS, "size": ["6", "7", "8", "9", "10", "11"], "width": ["narrow", "regular", "wide"]}),
+        ["rubber sole", "memory foam", "arch support", "slip resistant", "breathable mesh",
+         "light weight", "quick lace", "shock proof"],
+        {"color": COLOURS, "size": ["6", "7", "8", "9", "10", "11"], "width": ["narrow", "regular",
+         "wide"]}),
     "shoe rack": ("garden", "Home & Kitchen › Storage › Shoe Racks", 38,
-        ["space saving", "heavy duty", "easy assemble", "steel frame", "natural bamboo", "stackable", "dust proof", "wall mounted"],
+        ["space saving", "heavy duty", "easy assemble", "steel frame", "natural bamboo",
+         "stackable", "dust proof", "wall mounted"],
         {"color": COLOURS, "tiers": ["3 tier", "4 tier", "5 tier", "6 tier"]}),
     "phone case": ("electronics", "Electronics › Phone Accessories › Phone Cases", 15,
-        ["wireless charging", "shock proof", "scratch resistant", "screen protector", "slim fit", "card slot", "heavy duty", "non slip"],
+        ["wireless charging", "shock proof", "scratch resistant", "screen protector", "slim fit",
+         "card slot", "heavy duty", "non slip"],
         {"color": COLOURS, "model": ["model s5", "model s6", "model s7", "model s8"]}),
     "pencil case": ("fashion", "Office Products › School Supplies › Pencil Cases", 12,
-        ["large capacity", "double zipper", "faux leather", "easy clean", "light weight", "mesh pocket", "card slot", "water resistant"],
+        ["large capacity", "double zipper", "faux leather", "easy clean", "light weight",
+         "mesh pocket", "card slot", "water resistant"],
         {"color": COLOURS, "size": SIZES}),
     "hair brush": ("beauty", "Beauty › Hair Care › Hair Brushes", 13,
-        ["boar bristle", "anti static", "natural bamboo", "long handle", "wet detangling", "scalp massage", "easy clean", "heat resistant"],
+        ["boar bristle", "anti static", "natural bamboo", "long handle", "wet detangling",
+         "scalp massage", "easy clean", "heat resistant"],
         {"color": COLOURS, "set": ["1 piece", "2 pieces"]}),
     "hair dryer": ("beauty", "Beauty › Hair Care › Hair Dryers", 45,
-        ["fast drying", "low noise", "cool shot", "foldable handle", "anti static", "light weight", "heat resistant", "dual voltage"],
+        ["fast drying", "low noise", "cool shot", "foldable handle", "anti static", "light weight",
+         "heat resistant", "dual voltage"],
         {"color": COLOURS, "nozzle": ["diffuser", "concentrator", "comb"]}),
     "throw blanket": ("garden", "Home & Kitchen › Bedding › Throw Blankets", 30,
-        ["super soft", "machine washable", "fleece lining", "cotton knit", "reversible", "quick dry", "pet friendly", "ultra thick"],
+        ["super soft", "machine washable", "fleece lining", "cotton knit", "reversible",
+         "quick dry", "pet friendly", "ultra thick"],
         {"color": COLOURS, "size": ["50 x 60 inch", "60 x 80 inch", "90 x 90 inch"]}),
     "beach towel": ("fashion", "Home & Kitchen › Bath › Beach Towels", 21,
-        ["quick dry", "super soft", "sand free", "cotton knit", "light weight", "machine washable", "ultra thick", "water resistant"],
+        ["quick dry", "super soft", "sand free", "cotton knit", "light weight", "machine washable",
+         "ultra thick", "water resistant"],
         {"color": COLOURS, "size": ["30 x 60 inch", "36 x 72 inch", "40 x 80 inch"]}),
 }  # fmt: skip
 
 # The words of titles that are nouns; a brand name is one, too.
 NOUNS = set(
-    """table lamp shade coffee maker desk chair cushion water bottle brush shoes shoe rack phone case pencil hair dryer throw blanket
-    beach towel touch control usb port wood energy linen eye protection fabric fire rattan layer dust storage space steel frame top glass
-    scratch edge shutoff carafe noise lumbar support height mesh leather duty density arm memory foam machine cotton cover gel strap leak
-    mouth wall dishwasher straw lid vacuum handle eco silicone bristle sponge rubber sole arch slip weight lace shock bamboo screen
-    protector card slot capacity zipper pocket boar scalp massage heat shot voltage fleece lining knit pet sand""".split()
+    """table lamp shade coffee maker desk chair cushion water bottle brush shoes shoe rack phone
+    case pencil hair dryer throw blanket
+    beach towel touch control usb port wood energy linen eye protection fabric fire rattan layer
+    dust storage space steel frame top glass
+    scratch edge shutoff carafe noise lumbar support height mesh leather duty density arm memory
+    foam machine cotton cover gel strap leak
+    mouth wall dishwasher straw lid vacuum handle eco silicone bristle sponge rubber sole arch
+    slip weight lace shock bamboo screen
+    protector card slot capacity zipper pocket boar scalp massage heat shot voltage fleece lining
+    knit pet sand""".split()
 )
 
 
@@ -130,7 +153,10 @@ def files(seed=SEED, kinds=None):
             # The words of an attribute, but not the attribute: "gel cooling" matches a search for
             # it and does not count as having it.
             lacks = " and ".join(" ".join(reversed(attribute.split())) for attribute in lacks)
-            description = f"This {kind} has {own[3]}; it goes with a {other}. A {kind} without {lacks}: no {lacks}. {_praise(rng)}"
+            description = (
+                f"This {kind} has {own[3]}; it goes with a {other}. A {kind} without "
+                f"{lacks}: no {lacks}. {_praise(rng)}"
+            )
             items.append(
                 {
                     "name": title,
@@ -179,7 +205,8 @@ def _praise(rng):
             "loved at home and at work",
         ]
     )
-    return f"{first}, {rng.choice(['with a two year promise', 'ready to use', 'packed with care', 'in a simple box'])}."
+    ends = ["with a two year promise", "ready to use", "packed with care", "in a simple box"]
+    return f"{first}, {rng.choice(ends)}."
 
 
 def title_nouns(items=None):

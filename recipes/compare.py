@@ -33,10 +33,10 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
-from evaluate import play_panel, split_tasks  # noqa: E402
+from evaluate import panel_hash, play_panel, split_tasks  # noqa: E402
 from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
 from support.figures import tick  # noqa: E402
-from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
+from support.files import fingerprint, read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.intervals import half_width  # noqa: E402
 
 matplotlib.use("Agg")
@@ -118,7 +118,14 @@ def policies(args, arm, seed):
 def evaluate_all(args, env, splits, path):
     """Plays what points.jsonl lacks; returns all points."""
     points = read_jsonl(path) if path.exists() else []
+    panels = {split: panel_hash(env, {split: split_tasks(env, split)}) for split in splits}
+    for p in points:  # those of other games, or of another temperature, are no part of the curves
+        for key, now in (("panel", panels.get(p["split"])), ("temperature", args.temperature)):
+            if now is not None and p.get(key, now) != now:
+                found = f"{path} has points of {key} {p[key]}, now it is {now}"
+                raise UserError(f"{found}: choose another --out")
     known = {(p["arm"], p["policy"], p["split"]) for p in points}
+    weights = {p["policy"]: p["weights"] for p in points if "weights" in p}
     played = {
         (p["policy"], p["split"], p["arm"].endswith("+skills")): p["wins"] for p in points
     }  # arms begin with the same policy
@@ -126,7 +133,10 @@ def evaluate_all(args, env, splits, path):
         for arm in args.arms:
             found, skills = policies(args, arm, seed)
             for folder, clocks in found:
-                policy = None
+                policy, now = None, fingerprint(folder)
+                if weights.setdefault(str(folder), now) != now:
+                    fix = "choose another --out, or delete its lines"
+                    raise UserError(f"{folder} is another policy than {path} has played: {fix}")
                 for split in splits:
                     if (arm, str(folder), split) in known:
                         continue
@@ -146,6 +156,8 @@ def evaluate_all(args, env, splits, path):
                         "policy": str(folder),
                         "split": split,
                     } | clocks
+                    about |= {"weights": now, "panel": panels[split]}
+                    about["temperature"] = args.temperature
                     points.append(about | {"success": wins.count("1") / len(wins), "wins": wins})
                     write_jsonl(path, points)
                     print(

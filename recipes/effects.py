@@ -147,8 +147,14 @@ def one_run(args):
         }
         rows[-1] |= {"half": half_width(d), "pairs": len(d)} | rules
         if len(d):
-            text = f"{s['status']:9s} u {s['utility']:+.2f} mean {np.mean(s['deltas']):+.2f} of {s['n_eval']:2d}   "
-            text += f"fresh {d.mean():+.2f} +- {half_width(d):.2f} of {len(d):2d}   when {s['condition']}: {s['strategy']}"
+            text = (
+                f"{s['status']:9s} u {s['utility']:+.2f} mean "
+                f"{np.mean(s['deltas']):+.2f} of {s['n_eval']:2d}   "
+            )
+            text += (
+                f"fresh {d.mean():+.2f} +- {half_width(d):.2f} of {len(d):2d}   when "
+                f"{s['condition']}: {s['strategy']}"
+            )
             print(text, flush=True)
     for rule in ("z=0", "z=1"):
         kept = [r for r in rows if r[rule] and r["pairs"]]

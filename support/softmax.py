@@ -1,7 +1,7 @@
 """Log-probs and entropies of tokens from logits (N, V), V large: in little memory and few passes.
 
-    token_logprobs    log pi(y) and entropy of N tokens, with their gradients
-    masked            logits where only some tokens are possible
+token_logprobs    log pi(y) and entropy of N tokens, with their gradients
+masked            logits where only some tokens are possible
 """
 
 import numpy as np

@@ -126,7 +126,7 @@ TEMPLATE = (
 THINKS = (
     TEMPLATE
     + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
-      "%}"
+    "%}"
 )
 
 
@@ -169,8 +169,10 @@ def make_chat_model(
     )
     tokenizer.chat_template = template or (THINKS if kind == "qwen3" else TEMPLATE)
     shape = dict(
-        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads,
-        num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768, eos_token_id=2, pad_token_id=0,
+        vocab_size=len(tokenizer), hidden_size=32 * heads, intermediate_size=64,
+        num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, tie_word_embeddings=tied, max_position_embeddings=32768,
+        eos_token_id=2, pad_token_id=0,
         bos_token_id=None,
     )  # fmt: skip
     config = (

@@ -326,12 +326,15 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
 ):
     good = {"title": "t", "condition": "when hot", "strategy": "use the microwave"}
     answers = [
-        "Sure! " + json.dumps(good), json.dumps(good), "I would rather not", '{"title": "t", "condition": "c"}', '{"title": ',
-        json.dumps(good | {"strategy": "open cabinet 3"}), json.dumps(good | {"condition": "so " * 50}), json.dumps(good | {"title": 3}),
+        "Sure! " + json.dumps(good), json.dumps(good), "I would rather not",
+        '{"title": "t", "condition": "c"}', '{"title": ',
+        json.dumps(good | {"strategy": "open cabinet 3"}),
+        json.dumps(good | {"condition": "so " * 50}), json.dumps(good | {"title": 3}),
         json.dumps(good | {"condition": ""}),
     ]  # fmt: skip
     pool = [
-        {"traj_id": f"t{i}", "group_id": f"g{i}", "task_id": f"train/{i}", "task_type": "heat", "task": "heat it", "condition": "plain",
+        {"traj_id": f"t{i}", "group_id": f"g{i}", "task_id": f"train/{i}", "task_type": "heat",
+         "task": "heat it", "condition": "plain",
          "success": True, "steps": [{"observation": "o", "action": "look"}]}
         for i in range(len(answers))
     ]  # fmt: skip
@@ -343,7 +346,8 @@ def test_answers_of_chat_models_are_parsed_strictly_and_refusals_counted_by_reas
     assert len(asked) == len(answers) and all("JSON" in prompt for prompt in asked)
     assert [skill["condition"] for skill in new] == ["when hot"]
     assert sorted(r["reason"] for r in rejected) == sorted([
-        "near duplicate", "no JSON object", "missing field", "broken JSON", "names a numbered instance", "condition too long",
+        "near duplicate", "no JSON object", "missing field", "broken JSON",
+        "names a numbered instance", "condition too long",
         "missing field", "empty field",
     ])  # fmt: skip
 

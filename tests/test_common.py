@@ -374,7 +374,8 @@ def test_records_survive_the_way_to_the_file(records):
 
 def skill(name, condition, task_type="heat", **more):
     return {
-        "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type, "status": "candidate",
+        "skill_id": name, "condition": condition, "strategy": "s", "task_type": task_type,
+        "status": "candidate",
         "utility": 0.0, "n_eval": 0, "neg_streak": 0, "deltas": [], "plain": [],
     } | more  # fmt: skip
 

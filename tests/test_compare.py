@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,11 +182,40 @@ def test_a_policy_that_two_arms_share_is_played_once(tmp_path, monkeypatch):
         "play_panel",
         lambda *about: played.append(about[-1]) or [{"success": True}, {"success": False}],
     )
-    args = argparse.Namespace(arms=["gigpo", "siri", "siri+skills"], seeds=[0])
+    monkeypatch.setattr(compare, "panel_hash", lambda env, panel: "games")
+    args = argparse.Namespace(arms=["gigpo", "siri", "siri+skills"], seeds=[0], temperature=0.4)
     points = compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl")
     assert played == ["gigpo", "siri+skills"] and [p["wins"] for p in points] == ["10"] * 3
     assert compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl") == points
     assert len(played) == 2  # going on plays nothing twice
+
+
+def test_points_of_other_games_of_another_temperature_or_policy_are_not_gone_on_with(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("same").mkdir()
+    Path("same/model.safetensors").write_text("weights")
+    monkeypatch.setattr(compare, "policies", lambda *about: ([("same", {"minutes": 0})], []))
+    monkeypatch.setattr(compare, "load_policy", lambda folder, args: folder)
+    monkeypatch.setattr(compare, "split_tasks", lambda env, split: [])
+    monkeypatch.setattr(compare, "play_panel", lambda *about: [{"success": True}])
+    monkeypatch.setattr(compare, "panel_hash", lambda env, panel: "games")
+    args = argparse.Namespace(arms=["siri"], seeds=[0], temperature=0.4)
+    compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl")
+
+    def refused(why):
+        with pytest.raises(UserError, match=why):
+            compare.evaluate_all(args, None, ["valid"], tmp_path / "points.jsonl")
+
+    args.temperature = 1.0
+    refused("points of temperature 0.4, now it is 1.0: choose another --out")
+    args.temperature = 0.4
+    monkeypatch.setattr(compare, "panel_hash", lambda env, panel: "others")
+    refused("points of panel games, now it is others")
+    monkeypatch.setattr(compare, "panel_hash", lambda env, panel: "games")
+    Path("same/model.safetensors").write_text("other weights")
+    refused("same is another policy than .*points.jsonl has played")
 
 
 def test_an_arm_with_skills_begins_after_mining_and_shows_the_active_ones(tmp_path, monkeypatch):

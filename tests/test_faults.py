@@ -1249,7 +1249,7 @@ if [ "$1" = -c ]; then exec "$REAL" "$@"; fi
 echo "$*" >>called
 case "$*" in
 *distill.py*) while [ ! -s control ]; do sleep 0.05; done; exit 3 ;;
-*--stop-at\ 0*) echo $$ >control; sleep 60; echo ended >control_ended ;;
+*"--stop-at 0"*) echo $$ >control; sleep 60; echo ended >control_ended ;;
 *warmup.py*) mkdir -p runs/siri-x-0/warmup && echo '{}' >runs/siri-x-0/warmup/done ;;
 *mine.py*) mkdir -p runs/siri-x-0/mine && echo '{"seconds": 60}' >runs/siri-x-0/mine/done ;;
 esac

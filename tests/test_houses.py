@@ -293,7 +293,10 @@ def test_generation_is_what_it_was():
 
 @pytest.mark.parametrize("seed", ["1", "4242"])
 def test_other_processes_with_other_hash_seeds_make_the_same_houses(seed):
-    code = "import sys; sys.path[:0] = ['.', 'tests']; from test_houses import fingerprint; print(fingerprint())"
+    code = (
+        "import sys; sys.path[:0] = ['.', 'tests']; from test_houses import "
+        "fingerprint; print(fingerprint())"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": seed}
     run = subprocess.run(
         [sys.executable, "-c", code],

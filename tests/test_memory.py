@@ -25,7 +25,10 @@ from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
-SMALL = "--groups 4 --group-size 3 --threads 1 --mini-batch-rows 20 --seed 1 --stop-at 0 --lr 0.003 --model model --device cpu".split()
+SMALL = (
+    "--groups 4 --group-size 3 --threads 1 --mini-batch-rows 20 --seed 1 --stop-at 0 --lr "
+    "0.003 --model model --device cpu"
+).split()
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def saved_bytes(policy, sequences, on):
     return sum(kept.values())
 
 
-def test_recomputed_activations_give_the_same_gradient_in_less_memory_and_leave_the_sampler_its_cache(
+def test_recomputed_activations_give_the_same_gradient_in_less_memory_and_keep_the_samplers_cache(
     chat_folder, records
 ):
     plain, _ = gradient(Policy(chat_folder), records)

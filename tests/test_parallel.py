@@ -33,7 +33,10 @@ needs_vllm = pytest.mark.skipif(
 )
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="needs peft: pip install -e '.[gpu]'")
 ROOT = Path(__file__).parent.parent
-SMALL = "--groups 5 --group-size 4 --threads 1 --mini-batch-rows 30 --micro-batch-tokens 200 --seed 1 --model model --device cpu".split()
+SMALL = (
+    "--groups 5 --group-size 4 --threads 1 --mini-batch-rows 30 --micro-batch-tokens 200 "
+    "--seed 1 --model model --device cpu"
+).split()
 WARMUP = [*SMALL, "--iterations", "4", "--stop-at", "0", "--lr", "1e-3"]
 
 
@@ -218,7 +221,10 @@ def test_all_three_phases_run_in_two_processes():
 @pytest.mark.parametrize("shard", [False, True], ids=["replicated", "sharded"])
 def test_every_process_has_a_vllm_engine_of_its_own(shard):
     make_chat_model("chat", max_position_embeddings=4096)
-    small = "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 --iterations 2 --device cpu --lr 1e-3 --stop-at 0"
+    small = (
+        "--groups 3 --group-size 2 --max-steps 2 --max-response 6 --max-prompt 1500 "
+        "--iterations 2 --device cpu --lr 1e-3 --stop-at 0"
+    )
     arguments = [
         *small.split(),
         "--model",
@@ -282,7 +288,10 @@ def test_a_process_that_dies_ends_the_others_with_one_clear_line_and_the_run_goe
         2, partial(dies_in_iteration, 2, warmup.main, [*WARMUP, "--run", "many"], {1}), shard
     )
     assert codes == [1, -signal.SIGKILL]
-    line = "error: another process of this run has died; the same command goes on from the last checkpoint"
+    line = (
+        "error: another process of this run has died; the same command goes "
+        "on from the last checkpoint"
+    )
     assert texts[0].strip().splitlines()[-1] == line and "Traceback" not in texts[0]
     succeeds(2, phase(warmup, [*WARMUP, "--run", "many"]), shard)
     same_weights("runs/one/warmup/policy", "runs/many/warmup/policy", 1e-4)

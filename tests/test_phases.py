@@ -24,7 +24,9 @@ from support import cli, files, intervals
 from tests.conftest import ended, play, run_main, start, toy_worlds
 from tests.toy import Doors
 
-SMALL = "--groups 6 --group-size 4 --threads 1 --mini-batch-rows 30 --seed 1 --lr 0.003 --model model".split()
+SMALL = (
+    "--groups 6 --group-size 4 --threads 1 --mini-batch-rows 30 --seed 1 --lr 0.003 --model model"
+).split()
 PHASES = {
     warmup: [*SMALL, "--iterations", "6", "--stop-at", "0"],
     mine: [*SMALL, "--iterations", "6", "--mine-every", "3"],
@@ -278,7 +280,10 @@ def test_intervals_have_known_values():
 
 
 def test_metrics_go_to_a_tracker_where_one_is_asked_for(monkeypatch, toy, tmp_path):
-    fake = "said = []\ninit = lambda **about: said.append(about)\nlog = said.append\nfinish = lambda: said.append(0)\n"
+    fake = (
+        "said = []\ninit = lambda **about: said.append(about)\nlog = "
+        "said.append\nfinish = lambda: said.append(0)\n"
+    )
     (tmp_path / "trackio.py").write_text(fake)
     monkeypatch.syspath_prepend(tmp_path)
     run_main(monkeypatch, warmup, *PHASES[warmup], "--track", "trackio")
@@ -422,7 +427,10 @@ def test_the_environment_of_one_file_is_shown_whole_in_the_docs():
 
 
 def test_gigpo_learns_to_open_the_door_that_the_task_names(monkeypatch):
-    more = "--env tests.toy:Doors --groups 16 --group-size 8 --iterations 25 --stop-at 0 --lr 0.005 --save-every 25".split()
+    more = (
+        "--env tests.toy:Doors --groups 16 --group-size 8 --iterations 25 --stop-at "
+        "0 --lr 0.005 --save-every 25"
+    ).split()
     run_main(monkeypatch, warmup, *SMALL, *more)
     success = [
         line["success_plain"] for line in files.read_jsonl("runs/default/warmup/metrics.jsonl")

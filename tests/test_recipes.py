@@ -20,10 +20,13 @@ HERE = Path(__file__).parents[1]
 # recipe and what it is called with, up to the run's name
 RECIPES = {
     "qwen7b": ["alfworld"], "qwen1_5b": ["alfworld"], "qwen_lora": ["alfworld", "1.5B"],
-    "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"], "qwen_lora_webshop": ["webshop", "7B"],
+    "qwen7b_webshop": ["webshop"], "qwen1_5b_webshop": ["webshop"],
+    "qwen_lora_webshop": ["webshop", "7B"],
     "qwen7b_sharded": ["alfworld"],
 }  # fmt: skip
-SMALL = "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8".split()
+SMALL = (
+    "--device cpu --dtype float32 --engine transformers --threads 1 --max-steps 3 --max-response 8"
+).split()
 TINY = [
     *SMALL,
     *"--allow-malformed --iterations 2 --groups 2 --group-size 4 --micro-batch-tokens "
@@ -58,11 +61,16 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
     # two processes, as the recipe starts them, with its own accelerate file
     if name.endswith("_sharded"):
         pytest.importorskip("accelerate", reason="needs accelerate: pip install -e '.[gpu]'")
-        launch = f"{sys.executable} -m accelerate.commands.launch --config_file recipes/fsdp.yaml --num_processes 2"
+        launch = (
+            f"{sys.executable} -m accelerate.commands.launch --config_file "
+            "recipes/fsdp.yaml --num_processes 2"
+        )
         launch += f" --main_process_port {free_port()} {HERE / 'tests' / 'generous.py'}"
     settings = {
-        "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen), "MINE": "--promote-all --max-skill-tokens 12",
-        "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1",
+        "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen),
+        "MINE": "--promote-all --max-skill-tokens 12",
+        "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     # generated houses and shop: quick anywhere
     kept = {k: v for k, v in os.environ.items() if k not in ("ALFWORLD_DATA", "WEBSHOP_DATA")}

@@ -115,7 +115,10 @@ def test_texts_split_into_the_terms_that_lucene_finds(text, terms):
 
 
 def test_words_get_the_stems_of_porters_own_later_stemmer():
-    words = "us technology assembly caresses ponies hopping falling agreed relational generalization adjustment controlling sky happy ied"
+    words = (
+        "us technology assembly caresses ponies hopping falling agreed relational "
+        "generalization adjustment controlling sky happy ied"
+    )
     stems = "us technolog assembl caress poni hop fall agre relat gener adjust control sky happi i"
     assert [stem(word) for word in words.split()] == stems.split()
 
@@ -312,7 +315,10 @@ def test_a_large_index_leaves_documents_out_and_finds_the_same(monkeypatch):
 
 def test_plain_text_is_split_like_any_other():
     rng = random.Random(0)
-    signs = "aB1_2.:,;'# *-x9\n\t\x1f ™\u200d\ufe0f\u20e3\u00ad\u202f\u00a0\u0301❤\U0001f468\U0001f3fd日ひカ’é½ก"
+    signs = (
+        "aB1_2.:,;'# *-x9\n\t\x1f "
+        "™\u200d\ufe0f\u20e3\u00ad\u202f\u00a0\u0301❤\U0001f468\U0001f3fd日ひカ’é½ก"
+    )
     for _ in range(5000):
         text = "".join(rng.choices(signs, k=rng.randrange(1, 16)))
         assert list(tokens(text)) == list(any_tokens(text)), repr(text)
@@ -442,7 +448,10 @@ def test_a_walk_through_all_pages(tmp_path):
     assert step.admissible == ["search[<your query>]", "click[search]"]
     step = env.step("search[Lamp]")
     head = f"Instruction: [SEP] {task} [SEP] Back to Search"
-    results = " [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] B000000002 [SEP] Blue Lamp [SEP] $5.0 to $8.0"
+    results = (
+        " [SEP] Page 1 (Total results: 2) [SEP] Next > [SEP] B000000002 [SEP] "
+        "Blue Lamp [SEP] $5.0 to $8.0"
+    )
     results += " [SEP] B000000001 [SEP] Red Lamp [SEP] $10.0"
     assert step.observation == head + results
     assert step.admissible == [
@@ -778,7 +787,10 @@ def test_a_hostile_title_stays_one_part_of_a_page(tmp_path, title):
 
 
 def test_ordinary_text_is_left_as_it_is():
-    text = "5' 2\" x 7' <b>Soft</b>\n<li> <0.5W [Easy] ★ 100% A&B ½ › 日本 👍🏽 naïve <span> | > <strong>"
+    text = (
+        "5' 2\" x 7' <b>Soft</b>\n<li> <0.5W [Easy] ★ 100% A&B ½ › 日本 👍🏽 "
+        "naïve <span> | > <strong>"
+    )
     assert clean(text) == text
 
 
@@ -804,7 +816,10 @@ def test_prompts_show_task_page_actions_and_the_last_two_steps(shop_env):
     )
     hint = {"condition": "options are asked", "strategy": "choose\nall"}
     with_hint = prompt(env.task, history, steps[-1], [hint], "chat")
-    section = "Hints from earlier experience (ignore a hint that does not fit):\n- When options are asked: choose all\n"
+    section = (
+        "Hints from earlier experience (ignore a hint that does not fit):\n- When "
+        "options are asked: choose all\n"
+    )
     assert with_hint.replace(section, "") == later and section in with_hint
 
 

@@ -26,8 +26,10 @@ CARELESS = players.CARELESS  # build.py --procedure scales it
 PAD, UNK, EOS = "[pad]", "[unk]", "\n"
 # object instances per class that have a token; a receptacle class has as many as any room can have
 NUMBERS = 10
-OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put look at examine the under with hot cool
-clean heat find and in on go open close take from move to use slice inventory help see nothing closed next none face hold fails
+OTHER_WORDS = """task hint room : . , ; when you something things two need a an some it them put
+look at examine the under with hot cool
+clean heat find and in on go open close take from move to use slice inventory help see nothing
+closed next none face hold fails
 ok normal won search every place once what is its both one then"""
 
 

@@ -33,40 +33,69 @@ KNOWN, OPEN, CHECK = range(1000, 1012), range(2000, 2048), 3000
 # Words that things, attributes and options are put together from; all a shop could sell, none of it
 # any shop's list.
 THINGS = """
-    lamp table chair sofa shelf desk bed mattress pillow curtain rug mirror clock vase frame candle basket box bag backpack wallet belt
-    hat cap scarf glove sock shoe sneaker boot sandal slipper loafer oxford pump shirt t-shirt polo blouse sweater hoodie jacket coat
-    vest dress skirt pants jeans shorts legging tights suit swimsuit bikini bra panty underwear pajama robe costume tuxedo jersey watch
-    ring necklace bracelet earring charm phone case charger cable adapter battery speaker headphone earbud microphone camera lens tripod
-    monitor keyboard mouse laptop tablet printer projector television antenna remote controller console drone router switch hub drive
-    card reader scanner bulb fan heater humidifier purifier vacuum iron kettle toaster blender mixer grinder pan pot knife fork spoon
-    plate bowl cup mug glass jar bottle tumbler flask tray rack hook hanger organizer container bin towel blanket quilt sheet cover
-    cushion mat shampoo conditioner soap lotion cream serum oil mask brush comb razor trimmer clipper dryer wig extension lipstick
-    mascara eyeliner foundation powder polish nail perfume deodorant toothbrush toothpaste floss mouthwash sponge wipe diaper vitamin
-    protein snack cookie cracker chip candy chocolate gum coffee tea juice soda water sauce spice salt sugar honey syrup jam butter
-    cheese meat seafood fish rice pasta noodle soup bean nut seed fruit cereal oat granola bread cake mix flour topper sticker poster
-    wallpaper decal banner card toy puzzle doll game ball bike helmet tent cooler lantern rod tool drill screw tape paint ladder lock
+    lamp table chair sofa shelf desk bed mattress pillow curtain rug mirror clock vase frame
+    candle basket box bag backpack wallet belt
+    hat cap scarf glove sock shoe sneaker boot sandal slipper loafer oxford pump shirt t-shirt
+    polo blouse sweater hoodie jacket coat
+    vest dress skirt pants jeans shorts legging tights suit swimsuit bikini bra panty underwear
+    pajama robe costume tuxedo jersey watch
+    ring necklace bracelet earring charm phone case charger cable adapter battery speaker
+    headphone earbud microphone camera lens tripod
+    monitor keyboard mouse laptop tablet printer projector television antenna remote controller
+    console drone router switch hub drive
+    card reader scanner bulb fan heater humidifier purifier vacuum iron kettle toaster blender
+    mixer grinder pan pot knife fork spoon
+    plate bowl cup mug glass jar bottle tumbler flask tray rack hook hanger organizer container
+    bin towel blanket quilt sheet cover
+    cushion mat shampoo conditioner soap lotion cream serum oil mask brush comb razor trimmer
+    clipper dryer wig extension lipstick
+    mascara eyeliner foundation powder polish nail perfume deodorant toothbrush toothpaste floss
+    mouthwash sponge wipe diaper vitamin
+    protein snack cookie cracker chip candy chocolate gum coffee tea juice soda water sauce spice
+    salt sugar honey syrup jam butter
+    cheese meat seafood fish rice pasta noodle soup bean nut seed fruit cereal oat granola bread
+    cake mix flour topper sticker poster
+    wallpaper decal banner card toy puzzle doll game ball bike helmet tent cooler lantern rod
+    tool drill screw tape paint ladder lock
     key pen pencil notebook folder""".split()
-QUALITIES = """soft hard light heavy thin thick slim wide narrow long short high low round square flat open closed large small mini portable
-    foldable adjustable removable reusable washable waterproof windproof leak-proof dust shock scratch slip fire heat cold fast quick
-    easy slow auto manual wireless wired digital smart dual double single triple full half fresh natural organic gluten sugar dairy soy
-    fat free non anti ultra super extra pure real faux vegan eco friendly safe gentle deep clean dry wet machine hand wash stainless
-    steel solid wood bamboo rattan metal aluminum alloy brass ceramic plastic silicone rubber leather suede canvas denim cotton linen
-    wool silk satin velvet fleece polyester nylon spandex mesh knit woven lace memory foam gel vacuum insulated tempered crystal clear
-    blackout stretch elastic loose regular relaxed classic fit sleeve neck collar waist zipper button drawstring pocket strap buckle
-    closure sole heel toe arch support cushioned breathable cooling warm thermal lined padded gold plated rechargeable usb bluetooth
-    touch screen hd 4k optical noise power saving charging energy storage space easy install assemble carry use travel home kitchen
-    office school gym outdoor summer winter spring party wedding holiday birthday gift women men women's men's kids girls boys baby teen
-    adult pet dog cat skin hair face body dark sensitive dead damaged curly fine keto low-carb caffeine artificial color flavor
+QUALITIES = """soft hard light heavy thin thick slim wide narrow long short high low round square
+flat open closed large small mini portable
+    foldable adjustable removable reusable washable waterproof windproof leak-proof dust shock
+    scratch slip fire heat cold fast quick
+    easy slow auto manual wireless wired digital smart dual double single triple full half fresh
+    natural organic gluten sugar dairy soy
+    fat free non anti ultra super extra pure real faux vegan eco friendly safe gentle deep clean
+    dry wet machine hand wash stainless
+    steel solid wood bamboo rattan metal aluminum alloy brass ceramic plastic silicone rubber
+    leather suede canvas denim cotton linen
+    wool silk satin velvet fleece polyester nylon spandex mesh knit woven lace memory foam gel
+    vacuum insulated tempered crystal clear
+    blackout stretch elastic loose regular relaxed classic fit sleeve neck collar waist zipper
+    button drawstring pocket strap buckle
+    closure sole heel toe arch support cushioned breathable cooling warm thermal lined padded
+    gold plated rechargeable usb bluetooth
+    touch screen hd 4k optical noise power saving charging energy storage space easy install
+    assemble carry use travel home kitchen
+    office school gym outdoor summer winter spring party wedding holiday birthday gift women men
+    women's men's kids girls boys baby teen
+    adult pet dog cat skin hair face body dark sensitive dead damaged curly fine keto low-carb
+    caffeine artificial color flavor
     preservatives grade quality certified tested old vintage modern rustic style""".split()
 COLOURS = """
-    black white grey gray silver gold bronze copper brown beige ivory cream tan khaki olive green mint teal aqua turquoise blue navy
-    royal purple violet lavender pink rose coral peach orange yellow mustard red wine burgundy maroon charcoal heather leopard camo
+    black white grey gray silver gold bronze copper brown beige ivory cream tan khaki olive green
+    mint teal aqua turquoise blue navy
+    royal purple violet lavender pink rose coral peach orange yellow mustard red wine burgundy
+    maroon charcoal heather leopard camo
     floral striped plaid multicolor clear natural walnut oak espresso""".split()
 SIZES = """
-    small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king small-medium wide narrow regular 2t 3t
+    small medium large x-small x-large xx-large 3x-large 4x-large one size twin full queen king
+    small-medium wide narrow regular 2t 3t
     4t youth adult men women""".split()
-UNITS = "inch ounce pack count piece pieces feet ft cm mm ml pound gallon watt gb pairs sheets x".split()
-GROUPS = """color size style pattern|name flavor|name scent material fit|type item|shape capacity set team|name special|size|type
+UNITS = (
+    "inch ounce pack count piece pieces feet ft cm mm ml pound gallon watt gb pairs sheets x"
+).split()
+GROUPS = """color size style pattern|name flavor|name scent material fit|type item|shape capacity
+set team|name special|size|type
     number|of|items product|packaging|quantity configuration length width""".split()
 
 

@@ -14,7 +14,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import retrieve  # noqa: E402
-from envs.alfworld import AlfWorld  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 
 
@@ -24,10 +23,8 @@ def of_run(name):
         read_jsonl(folder / f"{file}.jsonl") for file in ("skills", "pairs", "metrics")
     )
     records = read_jsonl(folder / "trajectories.jsonl")
-    env = AlfWorld()
     types = sorted({r["task_type"] for r in records})
     promoted = [s for s in bank if s["status"] == "active" or s.get("promoted_iter") is not None]
-    n = len(types)
     covered = {s["task_type"] for s in promoted} - {None}
     groups = {(r["iteration"], r["group_id"]): r for r in records}
     paired = {(p["iteration"], p["group_id"]) for p in pairs}
@@ -88,7 +85,8 @@ out, *runs = sys.argv[1:]
 rows = [of_run(run) for run in runs]
 Path(out).write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 shown = [
-    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs", "groups", "plain though a skill fitted",
+    "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs",
+    "groups", "plain though a skill fitted",
     "mean effect of promoted", "env steps", "seconds",
 ]  # fmt: skip
 lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
