@@ -1,7 +1,7 @@
 """The ALFWorld environment without any recording: python -m pytest tests/test_alfworld.py
 
-Two worlds are made here: a small kitchen with all the oddities of the official games (its texts
-were written down from the rules that the recordings confirm), and a folder of empty game files for
+Two worlds are made here: a small kitchen with all the oddities of the official games
+(its texts were written down from the rules that the recordings confirm), and a folder of empty game files for
 the listing.  The rest is played in generated houses.
 """
 
@@ -27,19 +27,19 @@ KITCHEN = """
 (receptacleAtLocation CounterTop_bar_2 there)
 (receptacleAtLocation Fridge_bar_1 fridge) (receptacleAtLocation Microwave_bar_1 oven)
 (receptacleAtLocation Sink_bar_1_bar_SinkBasin sink)
-(openable Cabinet_bar_1) (openable Fridge_bar_1) (openable Microwave_bar_1) (atLocation agent1
-start)
-(objectType Apple_bar_1 AppleType) (objectType Apple_bar_2 AppleType) (objectType Knife_bar_1
-KnifeType) (objectType Pot_bar_1 PotType)
+(openable Cabinet_bar_1) (openable Fridge_bar_1) (openable Microwave_bar_1)
+(atLocation agent1 start)
+(objectType Apple_bar_1 AppleType) (objectType Apple_bar_2 AppleType)
+(objectType Knife_bar_1 KnifeType) (objectType Pot_bar_1 PotType)
 (objectType Sink_bar_1 SinkType) (objectType DeskLamp_bar_1 DeskLampType)
 (inReceptacle Apple_bar_1 Cabinet_bar_1) (inReceptacle Apple_bar_1 CounterTop_bar_1)
 (inReceptacle Apple_bar_2 Fridge_bar_1)
 (inReceptacle Knife_bar_1 CounterTop_bar_1) (inReceptacle Pot_bar_1 CounterTop_bar_2)
 (inReceptacle DeskLamp_bar_1 Cabinet_bar_1)
-(objectAtLocation Apple_bar_1 here) (objectAtLocation Apple_bar_2 fridge) (objectAtLocation
-Knife_bar_1 here)
-(objectAtLocation Pot_bar_1 there) (objectAtLocation Sink_bar_1 sink) (objectAtLocation
-DeskLamp_bar_1 here)
+(objectAtLocation Apple_bar_1 here) (objectAtLocation Apple_bar_2 fridge)
+(objectAtLocation Knife_bar_1 here)
+(objectAtLocation Pot_bar_1 there) (objectAtLocation Sink_bar_1 sink)
+(objectAtLocation DeskLamp_bar_1 here)
 (inReceptacleObject Pot_bar_1 Pot_bar_1) (inReceptacleObject Apple_bar_1 Pot_bar_1)
 (isReceptacleObject Pot_bar_1) (isCool Apple_bar_2)
 (pickupable Apple_bar_1) (pickupable Apple_bar_2) (pickupable Apple_bar_1_bar_Cracked)
@@ -47,8 +47,8 @@ DeskLamp_bar_1 here)
 (heatable Apple_bar_1) (heatable Apple_bar_2) (coolable Apple_bar_1) (coolable Apple_bar_2)
 (cleanable Apple_bar_1) (cleanable Knife_bar_1)
 (sliceable Apple_bar_1) (sliceable Apple_bar_2) (toggleable DeskLamp_bar_1)
-(canContain CabinetType AppleType) (canContain CounterTopType AppleType) (canContain
-CounterTopType KnifeType)
+(canContain CabinetType AppleType) (canContain CounterTopType AppleType)
+(canContain CounterTopType KnifeType)
 (canContain FridgeType AppleType)
 """
 GOALS = {
@@ -56,8 +56,8 @@ GOALS = {
     "clean": "(cleanable ?o) (isClean ?o)",
     "cool": "(coolable ?o) (isCool ?o)",
     "": "",
-    "two": "(exists (?o2 - object) (and (not (= ?o ?o2)) (objectType ?o2 AppleType) (inReceptacle "
-    "?o2 ?r)))",
+    "two": "(exists (?o2 - object) (and (not (= ?o ?o2)) (objectType ?o2 AppleType)
+(inReceptacle "     "?o2 ?r)))",
 }
 
 
@@ -66,10 +66,10 @@ def kitchen(goal="hot", facts=KITCHEN, change=lambda file: None):
     or look at it under the lamp."""
     if goal == "look":
         goal = (
-            "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and (objectType "
-            "?ot DeskLampType) (toggleable ?ot)"
-            "(isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot "
-            "?r)))"
+            "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and
+(objectType "             "?ot DeskLampType) (toggleable ?ot)"
+            "(isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l)
+(inReceptacle ?ot "             "?r)))"
             "(exists (?o - object ?a - agent) (and (objectType ?o AppleType) (holds ?a ?o)))"
         )
     else:
@@ -296,8 +296,8 @@ def test_all_six_kinds_of_goals_are_reached_and_can_be_undone():
         assert play.won, goal
     # another lamp than the goal's does not count
     lamp = (
-        "(objectType FloorLamp_bar_1 FloorLampType) (inReceptacle FloorLamp_bar_1 "
-        "Fridge_bar_1) (toggleable FloorLamp_bar_1)"
+        "(objectType FloorLamp_bar_1 FloorLampType)
+(inReceptacle FloorLamp_bar_1 "         "Fridge_bar_1) (toggleable FloorLamp_bar_1)"
     )
     play = Game.from_text(kitchen("look", KITCHEN + lamp)).start()
     transcript(play, *fetch)
