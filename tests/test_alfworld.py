@@ -1,7 +1,7 @@
 """The ALFWorld environment without any recording: python -m pytest tests/test_alfworld.py
 
-Two worlds are made here: a small kitchen with all the oddities of the official games
-(its texts were written down from the rules that the recordings confirm), and a folder of empty game files for
+Two worlds are made here: a small kitchen with all the oddities of the official games (its texts
+were written down from the rules that the recordings confirm), and a folder of empty game files for
 the listing.  The rest is played in generated houses.
 """
 
@@ -56,8 +56,8 @@ GOALS = {
     "clean": "(cleanable ?o) (isClean ?o)",
     "cool": "(coolable ?o) (isCool ?o)",
     "": "",
-    "two": "(exists (?o2 - object) (and (not (= ?o ?o2)) (objectType ?o2 AppleType)
-(inReceptacle "     "?o2 ?r)))",
+    "two": "(exists (?o2 - object) (and (not (= ?o ?o2)) (objectType ?o2 AppleType) (inReceptacle "
+    "?o2 ?r)))",
 }
 
 
@@ -66,10 +66,10 @@ def kitchen(goal="hot", facts=KITCHEN, change=lambda file: None):
     or look at it under the lamp."""
     if goal == "look":
         goal = (
-            "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and
-(objectType "             "?ot DeskLampType) (toggleable ?ot)"
-            "(isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l)
-(inReceptacle ?ot "             "?r)))"
+            "(exists (?ot - object ?r - receptacle ?a - agent ?l - location) (and (objectType "
+            "?ot DeskLampType) (toggleable ?ot)"
+            "(isToggled ?ot) (receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?ot "
+            "?r)))"
             "(exists (?o - object ?a - agent) (and (objectType ?o AppleType) (holds ?a ?o)))"
         )
     else:
@@ -296,8 +296,8 @@ def test_all_six_kinds_of_goals_are_reached_and_can_be_undone():
         assert play.won, goal
     # another lamp than the goal's does not count
     lamp = (
-        "(objectType FloorLamp_bar_1 FloorLampType)
-(inReceptacle FloorLamp_bar_1 "         "Fridge_bar_1) (toggleable FloorLamp_bar_1)"
+        "(objectType FloorLamp_bar_1 FloorLampType) (inReceptacle FloorLamp_bar_1 "
+        "Fridge_bar_1) (toggleable FloorLamp_bar_1)"
     )
     play = Game.from_text(kitchen("look", KITCHEN + lamp)).start()
     transcript(play, *fetch)
