@@ -144,8 +144,8 @@ class Policy:
         extended, so that sampled ids are never decoded and encoded again: "go" + " to" may come
         back as one token, and the policy would be trained on what it did not sample."""
         if self.style == "chat":
-            most = max(4096 if skills else 0, getattr(env, "max_prompt", 4096))
-            limit = self.max_prompt or most
+            # a skill section needs room: never below 4096, GiGPO's limit in WebShop
+            limit = self.max_prompt or max(4096 * bool(skills), getattr(env, "max_prompt", 4096))
             return chat.fit_prompt(self.encode_prompt, env, task, history, step, skills, limit)
         more = env.continuation(history, step, self.style) if before is not None else None
         if more is not None:
@@ -160,10 +160,8 @@ class Policy:
     def candidates(self, responses):
         """What may be said, as a function from the response ids so far to the ids that may follow;
         None where responses are free."""
-        if not self.constrain:
-            return None
-        unknown = self.tokenizer.unk_token_id
-        return constrain.next_tokens(responses, self.encode, self.action_ids, unknown)
+        how = (self.encode, self.action_ids, self.tokenizer.unk_token_id)
+        return constrain.next_tokens(responses, *how) if self.constrain else None
 
     def logits(self, model, hidden):
         return models.logits_of(model, hidden)
@@ -172,9 +170,9 @@ class Policy:
         """(N,) log-probs and (N,) entropies of all targets of the sequences, in their order."""
         if self.adapter_off:  # a LoRA policy without its adapter is the reference policy, for free
             large.enable_adapter(self, False)
-        ids, b, p = packing.padded(sequences, self.device)
-        allowed = [ids for s in sequences for ids in s.allowed]
-        # a sharded model gathers its layers as they are used: its own method has to be called
+        ids, b, p = packing.padded(sequences, self.device)  # (B, T), (N,), (N,)
+        allowed = [possible for s in sequences for possible in s.allowed]  # per target
+        # a sharded model gathers its layers as they are used (parallel.py); else a plain call
         run = getattr(self.model, "run", lambda function, *args: function(*args))
         found = run(self.score_tokens, ids, b, p, allowed, temperature)
         if self.adapter_off:
@@ -186,14 +184,15 @@ class Policy:
 
         Only these N tokens get logits: (B, T, V) of a 7B model's vocabulary would not fit."""
 
-        def score(hidden, tokens, allowed):
+        def of_targets(hidden, tokens, allowed):
             logits = self.logits(self.model, hidden) / temperature  # (n, V)
             return token_logprobs(logits, tokens, allowed)
 
         with self.autocast():
             hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            hidden, tokens = hidden[b, p - 1], ids[b, p]  # (N, d): token p is predicted at p - 1
-            return training.in_chunks(score, self.chunk, hidden, tokens, allowed)
+            # (B, T, d) -> (N, d): token p is predicted at p - 1
+            hidden, tokens = hidden[b, p - 1], ids[b, p]
+            return training.in_chunks(of_targets, self.chunk, hidden, tokens, allowed)
 
     def save(self, folder, dtype=None):
         """Writes a Hugging Face folder, in another dtype where one is given."""
@@ -234,9 +233,8 @@ def load_training(weights, source, args):
     elif args.beta > 0:
         ref_policy = load_policy(source, args, reference=True)
     # (12) AdamW; a fresh one in every phase, for the control as for SIRI
-    parameters, betas = large.trained(policy), (0.9, 0.999)
-    how = dict(betas=betas, weight_decay=0.01, fused=policy.device != "cpu" or None)
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, **how)
+    how = dict(betas=(0.9, 0.999), weight_decay=0.01, fused=policy.device != "cpu" or None)
+    optimizer = torch.optim.AdamW(large.trained(policy), lr=args.lr, **how)
     return policy, ref_policy, optimizer
 
 
@@ -259,8 +257,7 @@ class Episode:
     def __init__(self, env, play):
         self.env, self.play, self.world = env, play, env.fork()
         self.now = self.world.reset(play.task_id)  # the Step that the agent sees
-        self.history = []  # of (Step, action)
-        self.ids = None  # of the last prompt and its response
+        self.history, self.ids = [], None  # (Step, action) pairs; the last prompt and its response
         self.record = new_record(play, env.task_type(play.task_id), self.world.task)
 
     def prompt(self, policy):
@@ -320,7 +317,7 @@ def rollout(
     """Plays all episodes, at most `batch` at a time; returns their records in the order of plays.
 
     A record is one line of trajectories.jsonl (docs/files-and-metrics.md) and has, in memory only,
-    per step: prompt_ids, allowed, admissible.  UserError where memory runs out."""
+    skills and per step prompt_ids, allowed, admissible.  UserError where memory runs out."""
     large.ready_to_sample(policy)  # the newest weights, where the sampler has a copy of its own
     bar = progress(len(plays), title)
 
@@ -376,7 +373,7 @@ def discounted_returns(rewards, gamma):
 
 
 def normalise(values, mode, eps, sample=None):
-    """(8) (value - mean) / (std + eps) with divisor n - 1; mode mean_norm leaves out the division.
+    """For (4) and (6): (value - mean) / (std + eps), std with n - 1; (8) mean_norm: no std.
 
     Statistics are those of `sample` (default: the values themselves), in float64: in float32 a
     group of equal scores gives small advantages out of nothing (ambiguity A8)."""
@@ -396,14 +393,16 @@ def anchor_groups(anchors, similarity=1.0):
 
     Equal strings by hash; with similarity < 1 a row joins the first group whose first member is at
     least that similar (difflib's ratio), as for free text."""
-    labels, label_of = [], {}  # label_of: anchor -> label, first members first
+    labels, label_of, firsts = [], {}, []  # firsts: the first member of every group
     for anchor in anchors:
         if anchor not in label_of:
-            label_of[anchor] = len(set(label_of.values()))  # a new group, unless
-            for known in list(label_of)[:-1] if similarity < 1 else ():
-                if SequenceMatcher(None, known, anchor).ratio() >= similarity:
-                    label_of[anchor] = label_of[known]
-                    break
+            label = len(firsts)  # a new group, unless one is similar enough
+            if similarity < 1:
+                alike = [SequenceMatcher(None, first, anchor).ratio() for first in firsts]
+                label = next((n for n, x in enumerate(alike) if x >= similarity), label)
+            if label == len(firsts):
+                firsts.append(anchor)
+            label_of[anchor] = label
         labels.append(label_of[anchor])
     return labels
 
@@ -494,7 +493,8 @@ def assign_advantages(records, env, **method):
 
 
 def rows_of(records):
-    """The rows of all records, each under the prompt that it was sampled with."""
+    """The rows of all records, each under the prompt that it was sampled with.  Row, the unit of
+    training, is one step: one prompt and one response (support/packing.py has its fields)."""
     rows = []
     for e, record in enumerate(records):
         for s in record["steps"]:
@@ -561,7 +561,7 @@ def gigpo_loss(tokens, beta=0.0, entropy_coef=0.001, **clips):
     beta: needs a reference policy.  clips: clip_low, clip_high, dual_clip of (9).  Every term is a
     mean over the response tokens of the whole mini-batch, so that micro-batches add up (A6)."""
     n = tokens.n_tokens
-    l, clipped, capped = policy_loss(  # noqa: E741 (l is the equation's)
+    l, was_clipped, was_capped = policy_loss(  # noqa: E741 (l is the equation's)
         tokens.logprobs, tokens.old_logprobs, tokens.advantages, **clips
     )
     l_pg = (l * tokens.tis_weights * tokens.rl).sum() / n  # (9)
@@ -574,8 +574,8 @@ def gigpo_loss(tokens, beta=0.0, entropy_coef=0.001, **clips):
         "pg_loss": l_pg.item() * n,
         "entropy": entropy.item() * n,
         "kl": l_kl.item() * n,
-        "clip_fraction": (clipped * tokens.rl).sum().item(),
-        "dual_clip_fraction": (capped * tokens.rl).sum().item(),
+        "clip_fraction": (was_clipped * tokens.rl).sum().item(),
+        "dual_clip_fraction": (was_capped * tokens.rl).sum().item(),
         "logprob_change": (change * tokens.rl).sum().item(),
     }
     return l_pg - entropy_coef * entropy + beta * l_kl, sums

@@ -5,7 +5,7 @@ the skill half wins more often (D_g > 0), the *actions* of its good episodes are
 policy under the *plain* prompt, next to GiGPO.  Afterwards no skill, no bank and no longer prompt
 is needed.
 
-    equations   (17) gate, (18) weight: plain_twins; (19) L_int, (20) the sum: siri_loss; all below.
+    equations   (17) gate: plain_twins; (17) M, (18) w: token_weights; (19), (20): siri_loss; below.
                 (14)-(16) go on as in mine.py
     in          runs/NAME/mine/: policy/, skills.jsonl
     out         runs/NAME/distill/: policy/ (the result), trajectories.jsonl, pairs.jsonl,
@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import Counter
 from functools import partial
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Row,
     assign_advantages,
@@ -101,7 +102,7 @@ def token_weights(gate, advantage, mask, w_max=2.0, unit=1.0):
     >>> token_weights(gate=1, advantage=3.1, mask=[0, 1])
     ([0, 1], 2.0)
     """
-    m = [gate * j for j in mask]
+    m = [gate * is_action for is_action in mask]  # gate is 1 here: closed groups have no twins
     return m, min(max(advantage / unit, 0.0), w_max)
 
 
@@ -122,9 +123,10 @@ def plain_twins(policy, env, records, deltas, w_max=2.0, unit=1.0):
             m, s["weight"] = token_weights(gate, s["advantage"], mask, w_max, unit)
             # the response is kept as sampled, thoughts included (ambiguity A10); rl=False: L_PG,
             # KL and entropy see the sampled row, not its twin
+            # the log-probs are unused: they belong to the skill prompt
             sampled = (s["response_ids"], s["logprobs"], s["allowed"])
             twin = Row(prompt_ids, *sampled, rl=False, episode=e)
-            twin.weights, twin.n_taught = [j * s["weight"] for j in m], sum(m)  # M w, sum M
+            twin.weights, twin.n_taught = [m_j * s["weight"] for m_j in m], sum(m)  # M w, sum M
             twins.append(twin)
             n_taught += sum(m)
             total_weight += sum(twin.weights)
@@ -157,16 +159,18 @@ def main():
         iterations=by_preset(laptop=10_000, paper=50),
         # late in a phase few groups have a signal, but Adam's steps stay as long as ever
         lr_end=by_preset(laptop=0.1, paper=1.0),
+        # no option: a constant that differs by preset
         retire_after=by_preset(laptop=8, paper=3),  # (16) negative utilities in a row
     )
     group = parser.add_argument_group("phase 2")
     about = "skills.jsonl to use (default: the mining phase's)"
     group.add_argument("--skills", type=text, help=about)
-    about = "(16) paired groups before a candidate may become active"
+    about = "(16) pairs before a skill may be retired (only active skills are shown)"
     tries = by_preset(laptop=4, paper=8)
     group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     # L_int averages over few tokens: 0.1 weighs a taught token more than a policy-gradient token.
-    # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that
+    # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that; a stand-in learns
+    # best with five times as much again, a fifth does about as well (docs/results.md)
     about = "(20) largest weight of L_int; 0: GiGPO on paired rollouts only"
     largest = by_preset(laptop=5.0, paper=0.1)
     group.add_argument("--lambda-max", type=number(least=0, most=1000), default=largest, help=about)

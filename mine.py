@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Play,
     assign_advantages,
@@ -47,7 +48,8 @@ from support.training import sampling_options, update_options
 from support.writing import generate
 
 PHASE = "mine"
-POOL_ITERATIONS = 5  # W: iterations whose successes are mined
+POOL_ITERATIONS = 5  # iterations whose successes may be mined (not W of (13))
+ONE_TYPE = 12  # living skills where all tasks are of one type
 
 # ---- mining ------------------------------------------------------------------------------------
 
@@ -56,10 +58,10 @@ def choose_successes(pool, bank, asked, per_type=4):
     """Winning plain episodes to write skills from, one per task; of each task type as many as its
     living skills lack to per_type, so that a type has a skill soon after its first win.
 
-    pool: records of the last iterations, won or not.  asked: traj_ids, once for every time that
-    they were asked before.  A world of one task type, as WebShop, has three times as many."""
+    pool: records of the last iterations, won or not.  asked: traj_ids of earlier requests; one that
+    was asked twice stands there twice.  A world of one task type, as WebShop, has 12."""
     if len({record["task_type"] for record in pool}) == 1:
-        per_type = max(per_type, 12)
+        per_type = max(per_type, ONE_TYPE)
     outcomes = defaultdict(set)  # group_id -> {True}, {False} or both
     for record in pool:
         outcomes[record["group_id"]].add(record["success"])
@@ -219,7 +221,7 @@ def effect_interval(deltas, least=0.25):
 
     >>> effect_interval([0.75, 0.25, 0.5, 0.5])
     [0.5, 0.102, 0.898]
-    >>> effect_interval([1.0, 1.0, 1.0, 1.0])    # 16 wins of 16 against none: exactly, .59 at least
+    >>> effect_interval([1.0, 1.0, 1.0, 1.0])    # four pairs that agree: std counts as .25
     [1.0, 0.602, 1.0]
     """
     n, mean = len(deltas), sum(deltas) / len(deltas)  # n pairs, their mean effect
@@ -321,6 +323,7 @@ def main():
         minutes=None,
         iterations=by_preset(laptop=4, paper=40),
         lr_end=1.0,
+        # no options: constants that differ by preset
         per_type=by_preset(laptop=2, paper=4),  # living skills of a task type, at most
         mine_temperature=by_preset(laptop=0.2, paper=0.7),  # of writing skills
     )

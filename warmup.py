@@ -4,8 +4,8 @@ Each iteration plays B tasks x G episodes from the same starts, compares every e
 group and every step with the other visits of the same state, and takes one pass of clipped policy
 gradient.
 
-    equations   (1)-(8) gigpo_advantages, (9)-(12) gigpo_loss and update, all in common.py;
-                (13) the stop, below
+    equations   (1)-(8) gigpo_advantages, (9)-(11) gigpo_loss, (12) load_training and update,
+                all in common.py; (13) the stop, below
     in          the base policy (--model)
     out         runs/NAME/warmup/: trajectories.jsonl, metrics.jsonl, policy/
 
@@ -21,6 +21,7 @@ Interrupted?  The same command goes on after the last finished iteration.
 import math
 from functools import partial
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Play,
     assign_advantages,
@@ -96,7 +97,6 @@ def main():
     name = PHASE if args.stop_at else "control"
 
     for k in run.iterations():
-        # B tasks, G plain episodes of each
         chosen = sample_tasks(tasks, args.groups, rng(args.seed, name, k, "tasks"))
         plays = plain_groups(chosen, args.group_size, args.seed, k, name)
         with run.timed("rollout"):  # B G records, one an episode

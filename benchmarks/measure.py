@@ -98,7 +98,7 @@ def random_rows(policy, prompts, response_tokens, seed=0):
     return rows
 
 
-# ---- time and memory ------------------------------------------------------------------------------
+# ---- time and memory -----------------------------------------------------------------------------
 
 
 def seconds(function, repeat=3, device="cpu"):

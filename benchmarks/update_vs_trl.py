@@ -209,7 +209,7 @@ def trl(folder, args):
     return watch.result(real_tokens(rows)) | {"version": version("trl"), "rows_per_forward": size}
 
 
-# ---- rollouts -------------------------------------------------------------------------------------
+# ---- rollouts ------------------------------------------------------------------------------------
 
 
 def rollouts(folder, args):
@@ -302,7 +302,7 @@ def plain_rollout(policy, env, plays, longest, args):
     return steps, tokens
 
 
-# ---- one run --------------------------------------------------------------------------------------
+# ---- one run -------------------------------------------------------------------------------------
 
 
 def in_child(part, exact, folder):

@@ -63,7 +63,7 @@ class UserError(Exception):
 
 def run_tool(main):
     """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
-    (common.run_script does more)."""
+    (support.cli.run_script does more)."""
     try:
         main()
     except UserError as mistake:

@@ -4,7 +4,7 @@
 #   bash recipes/qwen1_5b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other machines: GPUS=1 MODEL=... LAUNCH="...".  Several machines: recipes/fsdp.yaml.
-# No GPU run has been measured yet; estimates of
+# No whole run has been measured yet (single updates: docs/gpus.md); estimates of
 #   python recipes/plan.py --model Qwen/Qwen2.5-1.5B-Instruct --gpus 2 --gradient-checkpointing \
 #       --micro-batch-tokens 16384:
 #   memory per GPU   25 GB while updating (weights 3, reference 2, gradients 3, AdamW 6, gathered

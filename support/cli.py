@@ -173,7 +173,8 @@ class Help(argparse.HelpFormatter):
 
     def _get_help_string(self, action):
         parts = [action.help or ""]
-        shown = action.default not in (None, False, argparse.SUPPRESS)
+        hidden = (None, False, argparse.SUPPRESS)  # compared by identity: a default of 0 is shown
+        shown = not any(action.default is value for value in hidden)
         if shown and "default:" not in parts[0]:
             parts.append("(default: %(default)s)")
         if action.dest in FREE | GROWING:

@@ -1,4 +1,5 @@
-"""The benchmarks run in their smallest sizes and count what they say.   pytest tests/test_benchmarks.py"""
+"""The benchmarks run in their smallest sizes and count what they say.   pytest
+tests/test_benchmarks.py"""
 
 import json
 import os
@@ -22,8 +23,17 @@ HERE = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def chat_policy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
-    shape = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, vocab_size=900)
-    measure.make_model(folder, "qwen2", measure.chat_prompts(20, env=AlfWorld(houses=True)), **shape)
+    shape = dict(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        vocab_size=900,
+    )
+    measure.make_model(
+        folder, "qwen2", measure.chat_prompts(20, env=AlfWorld(houses=True)), **shape
+    )
     return common.Policy(folder)
 
 
@@ -54,7 +64,8 @@ def test_useful_flops_by_hand():
     config = plan.read_config("Qwen2.5-0.5B")
     s, row = plan.Sizes(config), common.Row([1] * 3, [1] * 2, [0.0] * 2, [None] * 2)
     d, f, q, kv = 896, 4864, 896, 128
-    layer = d * q + q + 2 * (d * kv + kv) + q * d + 3 * d * f + 2 * d  # with the biases of q, k, v and two norms
+    # with the biases of q, k, v and two norms
+    layer = d * q + q + 2 * (d * kv + kv) + q * d + 3 * d * f + 2 * d
     by_hand = 6 * 5 * 24 * layer + 6 * 2 * 151936 * d + 6 * 25 * q * 24
     assert gpu.useful_flops(s, [row], 0) == by_hand
 
@@ -62,9 +73,17 @@ def test_useful_flops_by_hand():
 def test_without_cuda_the_gpu_benchmark_says_so_in_one_line():
     if torch.cuda.is_available():
         pytest.skip("this machine has CUDA")
-    done = subprocess.run([sys.executable, str(HERE / "benchmarks" / "gpu.py"), "--size", "7B"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(HERE / "benchmarks" / "gpu.py"), "--size", "7B"],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith("error: --device cuda: no CUDA device found")
+    assert (
+        done.stderr.strip()
+        .splitlines()[-1]
+        .startswith("error: --device cuda: no CUDA device found")
+    )
 
 
 def test_plain_generate_plays_the_same_episodes(chat_policy):
@@ -72,25 +91,37 @@ def test_plain_generate_plays_the_same_episodes(chat_policy):
 
     env = AlfWorld(houses=True, max_steps=2)
     plays = [common.Play(task, task, ("bench", task)) for task in env.tasks("train")[:2]]
-    assert update_vs_trl.plain_rollout(chat_policy, env, plays, 4, None)[0] == 4  # two episodes of two steps: nobody wins
+    # two episodes of two steps: nobody wins
+    assert update_vs_trl.plain_rollout(chat_policy, env, plays, 4, None)[0] == 4
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of resident memory is read from Linux's /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="the peak of resident memory is read from Linux's /proc",
+)
 def test_peak_memory_sees_the_memory_of_worker_threads():
     code = (
-        "import torch; from concurrent.futures import ThreadPoolExecutor; from benchmarks.measure import peak_memory\n"
+        "import torch; from concurrent.futures import ThreadPoolExecutor; from benchmarks.measure "
+        "import peak_memory\n"
         "def work(): a = torch.ones(40, 2**20); b = a + 1; del a; b.add_(1)\n"
         "def threaded():\n  with ThreadPoolExecutor(1) as pool: pool.submit(work).result()\n"
         "threaded(); print([peak_memory(work) / 2**20, peak_memory(threaded) / 2**20])"
     )
-    assert last_line("-c", code, MALLOC_MMAP_THRESHOLD_="65536", PYTHONPATH=str(HERE)) == pytest.approx([320, 320], rel=0.05)
+    assert last_line(
+        "-c", code, MALLOC_MMAP_THRESHOLD_="65536", PYTHONPATH=str(HERE)
+    ) == pytest.approx([320, 320], rel=0.05)
 
 
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_in_size_tiny():
-    small = "--rows 4 --response 8 --repeat 1 --episodes 2 --steps 2 --micro-batch-tokens 2048 --dtype float32"
-    found = last_line(str(HERE / "benchmarks" / "gpu.py"), "--size", "tiny", "--device", "cpu", *small.split())
+    small = (
+        "--rows 4 --response 8 --repeat 1 --episodes 2 --steps 2 "
+        "--micro-batch-tokens 2048 --dtype float32"
+    )
+    found = last_line(
+        str(HERE / "benchmarks" / "gpu.py"), "--size", "tiny", "--device", "cpu", *small.split()
+    )
     assert found["update"]["tokens_per_second"] > 0 and found["rollout"]["steps_per_second"] > 0
     assert 0 < found["position"]["draw_ms"] < found["position"]["ms"]
     assert found["update"]["micro_batch_tokens"] == 2048 and 0 <= found["update"]["padding"] < 0.5
@@ -108,7 +139,12 @@ def test_a_checkout_compared_with_itself_samples_the_same_tokens():
 def test_the_comparison_with_trl_runs():
     if not find_spec("trl"):
         pytest.skip("TRL is not installed (pip install trl)")
-    small = "--rows 4 --response 8 --repeat 1 --hidden 64 --mlp 64 --layers 1 --vocab 600 --episodes 2 --steps 2 --rollout-response 4"
+    small = (
+        "--rows 4 --response 8 --repeat 1 --hidden 64 --mlp 64 --layers 1 --vocab 600 "
+        "--episodes 2 --steps 2 --rollout-response 4"
+    )
     found = last_line(str(HERE / "benchmarks" / "update_vs_trl.py"), *small.split())
-    assert found["speed_over_trl"] == pytest.approx(found["ours"]["tokens_per_second"] / found["trl"]["tokens_per_second"], rel=1e-2)
+    assert found["speed_over_trl"] == pytest.approx(
+        found["ours"]["tokens_per_second"] / found["trl"]["tokens_per_second"], rel=1e-2
+    )
     assert min(found["ours"]["peak_mib"], found["trl"]["peak_mib"]) > 0

@@ -1,5 +1,6 @@
-"""What a mining phase has proven, per run: python results/mining-default/summarise.py OUT.json RUN
-[RUN ...]   (runs/RUN/mine)
+"""What a mining phase has proven, a row per run (runs/RUN/mine):
+
+    python results/mining-default/summarise.py OUT.json RUN [RUN ...]
 
 Writes OUT.json and OUT.md: promoted skills and their pairs by task type, groups that were played
 plain though a living skill fitted, shares of the task types among the games, seconds and
@@ -14,30 +15,27 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from common import retrieve  # noqa: E402
-from envs.alfworld import AlfWorld  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
+
+
+def text(skill):
+    return f"when {skill['condition']}: {skill['strategy']}"
 
 
 def of_run(name):
     folder = Path("runs") / name / "mine"
-    bank, pairs, metrics = (
-        read_jsonl(folder / f"{file}.jsonl") for file in ("skills", "pairs", "metrics")
-    )
+    names = ("skills", "pairs", "metrics")
+    bank, pairs, metrics = (read_jsonl(folder / f"{name}.jsonl") for name in names)
     records = read_jsonl(folder / "trajectories.jsonl")
-    env = AlfWorld()
     types = sorted({r["task_type"] for r in records})
-    promoted = [s for s in bank if s["status"] == "active" or s.get("promoted_iter") is not None]
-    n = len(types)
+    promoted = [s for s in bank if s["status"] == "active" or "effect" in s]
     covered = {s["task_type"] for s in promoted} - {None}
     groups = {(r["iteration"], r["group_id"]): r for r in records}
     paired = {(p["iteration"], p["group_id"]) for p in pairs}
 
     def missed(k, record):  # a plain group for which a skill was alive all iteration long
-        alive = [
-            s
-            for s in bank
-            if s["created_iter"] <= k and (s["retired_iter"] is None or s["retired_iter"] > k)
-        ]
+        alive = [s for s in bank if s["created_iter"] <= k]
+        alive = [s for s in alive if s["retired_iter"] is None or s["retired_iter"] > k]
         alive = [s for s in alive if record["task_id"] not in s["source_task_ids"]]
         return bool(retrieve(alive, record["task"], record["task_type"], 1))
 
@@ -58,8 +56,7 @@ def of_run(name):
             missed(k, r) for (k, g), r in groups.items() if (k, g) not in paired
         ),
         "least and largest share of a type": [
-            round(min(share.values()) / len(groups), 3),
-            round(max(share.values()) / len(groups), 3),
+            round(one(share.values()) / len(groups), 3) for one in (min, max)
         ],
         "mean effect of promoted": round(
             float(np.mean([d for s in promoted for d in s["deltas"]] or [0])), 3
@@ -71,14 +68,7 @@ def of_run(name):
         "seconds": round(metrics[-1]["elapsed"], 0),
         "seconds an iteration": round(metrics[-1]["elapsed"] / len(metrics), 1),
         "skills": [
-            [
-                s["status"],
-                s["task_type"],
-                round(s["utility"], 2),
-                s["n_eval"],
-                s["deltas"],
-                f"when {s['condition']}: {s['strategy']}",
-            ]
+            [s["status"], s["task_type"], round(s["utility"], 2), s["n_eval"], s["deltas"], text(s)]
             for s in bank
         ],
     }
@@ -89,8 +79,7 @@ rows = [of_run(run) for run in runs]
 Path(out).write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 shown = [
     "run", "written", "promoted", "types", "pairs of promoted", "pairs of others", "pairs",
-    "groups", "plain though a skill fitted",
-    "mean effect of promoted", "env steps", "seconds",
+    "groups", "plain though a skill fitted", "mean effect of promoted", "env steps", "seconds",
 ]  # fmt: skip
 lines = ["| " + " | ".join(shown) + " |", "|" + "---|" * len(shown)]
 for row in rows:
