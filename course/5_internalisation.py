@@ -120,12 +120,7 @@ for lam in (0.0, 5.0):
     )
 
 # %% [markdown]
-<<<<<<< HEAD
 # GiGPO alone hardly moves it: skill episodes are rows of L_GiGPO, too, but under *their* prompt.
-=======
-# GiGPO alone hardly moves it: the skill episodes are rows of L_GiGPO, too, but under *their*
-# prompt.
->>>>>>> main
 # Sharing weights is not enough; L_int is the part that reaches the plain prompt.
 #
 # ## One game
