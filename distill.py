@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections import Counter
 from functools import partial
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Row,
     assign_advantages,

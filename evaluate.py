@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import Play, is_held_out, load_policy, make_env, retrieve, rollout, task_text
 from envs import UserError
 from support import parallel

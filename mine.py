@@ -23,6 +23,7 @@ from functools import partial
 import numpy as np
 from scipy import stats
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Play,
     assign_advantages,

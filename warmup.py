@@ -21,6 +21,7 @@ Interrupted?  The same command goes on after the last finished iteration.
 import math
 from functools import partial
 
+import support.cli  # noqa: F401 (first: from here on Ctrl-C while importing is one line)
 from common import (
     Play,
     assign_advantages,

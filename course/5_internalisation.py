@@ -120,8 +120,7 @@ for lam in (0.0, 5.0):
     )
 
 # %% [markdown]
-# GiGPO alone hardly moves it: the skill episodes are rows of L_GiGPO, too, but under *their*
-# prompt.
+# GiGPO alone hardly moves it: skill episodes are rows of L_GiGPO, too, but under *their* prompt.
 # Sharing weights is not enough; L_int is the part that reaches the plain prompt.
 #
 # ## One game

@@ -364,7 +364,8 @@ def credit(skill, delta, a=0.2, n_eval=3, tau=0.05, retire_after=3):
     skill["deltas"].append(delta)
     n = len(skill["deltas"])
     a = max(a, 1 / n)  # the plain mean, until there are enough pairs for a running one
-    skill["utility"] = (1 - a) * skill["utility"] + a * delta  # (15)
+    u = (1 - a) * skill["utility"] + a * delta  # (15)
+    skill["utility"] = round(u, 6)  # a mean of zero must not come out as -1e-17
     skill["negative"] = skill["negative"] + 1 if skill["utility"] < 0 else 0
     if n < n_eval:
         return

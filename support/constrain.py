@@ -32,11 +32,13 @@ def next_tokens(responses, encode, cache, unknown):
     whole = sayable or whole
     end = encode("\n")[-1] if free else None
 
+    begun = {(): whole}  # response so far -> the answers that begin with it
+
     def follow(prefix):
-        n, prefix, possible = len(prefix), tuple(prefix), set()
-        for ids in whole:
-            if n < len(ids) and ids[:n] == prefix:
-                possible.add(ids[n])
+        n, prefix = len(prefix), tuple(prefix)
+        if prefix not in begun:
+            begun[prefix] = [ids for ids in begun.get(prefix[:-1], whole) if ids[:n] == prefix]
+        possible = {ids[n] for ids in begun[prefix] if n < len(ids)}
         for text in free:
             start, *words = cache[text]
             if n < len(start):

@@ -4,6 +4,11 @@ functions say.
 pytest -q tests/test_course.py -m "not slow"
 """
 
+import contextlib
+import io
+import shutil
+import subprocess
+
 import nbformat
 import numpy as np
 import pytest
@@ -12,7 +17,8 @@ import torch
 import common
 import distill
 import mine
-from course import build
+from course import annotate, build, check
+from envs import UserError
 
 HERE = build.HERE
 
@@ -231,3 +237,98 @@ CHAPTERS = [path for path in build.sources() if path.stem[0].isdigit()]
 @pytest.mark.parametrize("source", CHAPTERS, ids=lambda path: path.stem)
 def test_a_chapter_runs_from_its_first_cell_to_its_last(source, classroom):
     build.execute(build.notebook(source))
+
+
+# ---- exercises ----
+
+
+def asked(*words):
+    """python -m course.check in this process: what it printed, and whether all was right."""
+    printed, patch = io.StringIO(), pytest.MonkeyPatch()
+    with patch.context() as one, contextlib.redirect_stdout(printed):
+        one.setattr("sys.argv", ["check.py", *words])
+        try:
+            check.main()
+            fine = True
+        except SystemExit as end:
+            fine = not end.code
+    return printed.getvalue(), fine
+
+
+def test_exercises_accept_the_known_answers_and_refuse_others():
+    e1 = "0.577 0.577 -1.155 0.707 0 -0.707 1.284 0.577 -1.862".split()
+    e2 = "3.333 3.333 -6.667 4.75 0 -4.75 8.083 3.333 -11.417".split()
+    known = {"E1": e1, "E2": e2, "E3": ["0.354", "0.118"], "E5": ["-0.269", "-0.246", "-0.184"]}
+    known |= {"E7": ["better", "more"], "E9": ["5+6+7", "5", "2+3+4"]}
+    known["E8"] = "assign_advantages plain_twins distill.plain_twins update()".split()
+    for name, answer in known.items():
+        assert asked(name, *answer)[1], name
+        wrong, fine = asked(name, *answer[:-1], "7" if name != "E8" else "retrieve")
+        assert not fine and "not yet" in wrong and wrong.count("right") == len(answer) - 1, name
+        question, _ = asked(name)
+        assert answer[0] not in question.split()
+
+
+def test_a_useless_skill_is_promoted_about_as_often_as_not():
+    found = check.promotion(skills=600)
+    assert all(0.3 < share < 0.62 for share in found.values()), found
+    assert found["over its life, n_eval 4"] > found["at its first decision, n_eval 4"]
+
+
+def test_every_exercise_has_a_solution_and_a_mistyped_one_is_named():
+    for name in check.EXERCISES:
+        if name != "E4":  # four seconds of simulation, tested above
+            assert len(asked(name, "--solution")[0]) > 20, name
+    for words, message in (
+        (["E11"], "no exercise E11: expected one of E1"),
+        (["E3", "0.3"], "2 answers are expected"),
+        (["E3", "0.3", "x"], "expected a number, found 'x'"),
+        (["E6", "no.patch"], "no file no.patch"),
+        (["E10", "too short"], "two sentences are expected, 2 words were typed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            asked(*words)
+
+
+@pytest.mark.slow
+def test_patches_are_told_apart_by_what_they_do():
+    solutions = sorted(map(str, check.SOLUTIONS.glob("E6-*.patch")))
+    text, fine = asked("E6", *solutions)
+    assert fine and "leave-one-out baseline" in text and "gate by utility" in text
+    text, fine = asked("E6", str(HERE / "bugs" / "1.patch"))
+    assert not fine and "not yet" in text
+
+
+def test_the_four_bugs_apply_to_the_code_as_it_is(tmp_path):
+    for path in sorted((HERE / "bugs").glob("*.patch")):
+        for name in ("common.py", "distill.py"):
+            shutil.copy(HERE.parent / name, tmp_path / name)
+        made = subprocess.run(
+            ["git", "apply", str(path)], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert made.returncode == 0, f"{path.name}: {made.stderr}"
+
+
+# ---- annotated pages ----
+
+
+def test_annotated_pages_are_what_the_code_says_now():
+    for name in annotate.PAGES:
+        stored = (annotate.OUT / f"{name}.html").read_text(encoding="utf-8")
+        assert stored == annotate.page(name), "run python -m course.annotate"
+
+
+def test_every_line_of_code_stands_on_its_page_once():
+    for name, (file, banners) in annotate.PAGES.items():
+        text = (annotate.ROOT / file).read_text()
+        parts = annotate.chosen(annotate.sections(text), banners)
+        numbers = [number for part in parts for number, _ in part.code]
+        assert numbers == sorted(set(numbers)), name
+        lines = text.splitlines()
+        assert all(lines[number - 1] == line for part in parts for number, line in part.code)
+        if banners is None:  # what is not code is prose
+            prose = " ".join(word for part in parts for line in part.prose for word in line.split())
+            for number, line in enumerate(lines, 1):
+                if line.strip() and number not in numbers and not annotate.BANNER.match(line):
+                    words = line.strip().strip('"').removeprefix("#").split()
+                    assert not words or " ".join(words) in prose, (name, number, line)
