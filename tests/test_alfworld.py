@@ -27,19 +27,19 @@ KITCHEN = """
 (receptacleAtLocation CounterTop_bar_2 there)
 (receptacleAtLocation Fridge_bar_1 fridge) (receptacleAtLocation Microwave_bar_1 oven)
 (receptacleAtLocation Sink_bar_1_bar_SinkBasin sink)
-(openable Cabinet_bar_1) (openable Fridge_bar_1) (openable Microwave_bar_1) (atLocation agent1
-start)
-(objectType Apple_bar_1 AppleType) (objectType Apple_bar_2 AppleType) (objectType Knife_bar_1
-KnifeType) (objectType Pot_bar_1 PotType)
+(openable Cabinet_bar_1) (openable Fridge_bar_1) (openable Microwave_bar_1)
+(atLocation agent1 start)
+(objectType Apple_bar_1 AppleType) (objectType Apple_bar_2 AppleType)
+(objectType Knife_bar_1 KnifeType) (objectType Pot_bar_1 PotType)
 (objectType Sink_bar_1 SinkType) (objectType DeskLamp_bar_1 DeskLampType)
 (inReceptacle Apple_bar_1 Cabinet_bar_1) (inReceptacle Apple_bar_1 CounterTop_bar_1)
 (inReceptacle Apple_bar_2 Fridge_bar_1)
 (inReceptacle Knife_bar_1 CounterTop_bar_1) (inReceptacle Pot_bar_1 CounterTop_bar_2)
 (inReceptacle DeskLamp_bar_1 Cabinet_bar_1)
-(objectAtLocation Apple_bar_1 here) (objectAtLocation Apple_bar_2 fridge) (objectAtLocation
-Knife_bar_1 here)
-(objectAtLocation Pot_bar_1 there) (objectAtLocation Sink_bar_1 sink) (objectAtLocation
-DeskLamp_bar_1 here)
+(objectAtLocation Apple_bar_1 here) (objectAtLocation Apple_bar_2 fridge)
+(objectAtLocation Knife_bar_1 here)
+(objectAtLocation Pot_bar_1 there) (objectAtLocation Sink_bar_1 sink)
+(objectAtLocation DeskLamp_bar_1 here)
 (inReceptacleObject Pot_bar_1 Pot_bar_1) (inReceptacleObject Apple_bar_1 Pot_bar_1)
 (isReceptacleObject Pot_bar_1) (isCool Apple_bar_2)
 (pickupable Apple_bar_1) (pickupable Apple_bar_2) (pickupable Apple_bar_1_bar_Cracked)
@@ -47,8 +47,8 @@ DeskLamp_bar_1 here)
 (heatable Apple_bar_1) (heatable Apple_bar_2) (coolable Apple_bar_1) (coolable Apple_bar_2)
 (cleanable Apple_bar_1) (cleanable Knife_bar_1)
 (sliceable Apple_bar_1) (sliceable Apple_bar_2) (toggleable DeskLamp_bar_1)
-(canContain CabinetType AppleType) (canContain CounterTopType AppleType) (canContain
-CounterTopType KnifeType)
+(canContain CabinetType AppleType) (canContain CounterTopType AppleType)
+(canContain CounterTopType KnifeType)
 (canContain FridgeType AppleType)
 """
 GOALS = {
