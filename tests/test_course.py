@@ -164,7 +164,9 @@ def agree(cells):
         weights = torch.tensor([m * s["w"] for s in taught for m in s["M"]])
         flat = torch.stack([logp[i, j] for i, s in enumerate(taught) for j in range(len(s["M"]))])
         zero = torch.zeros_like(flat)
-        tokens = common.Tokens(flat, flat.detach(), zero, zero, weights, zero, zero)
+        others = ("entropy", "old_logprobs", "advantages", "rl", "tis_weights")
+        known = {"logprobs": flat, "ref_logprobs": None, "weights": weights}
+        tokens = common.Tokens(**known, **{name: zero for name in others})
         tokens.n_tokens, tokens.n_taught = 1, n_taught
         assert distill.siri_loss(tokens, lam=1.0, entropy_coef=0.0)[0].item() == pytest.approx(
             ours, abs=1e-5
