@@ -29,10 +29,10 @@ trap 'exit 130' INT TERM HUP
 mkdir -p runs
 python -m tiny.players >runs/oracle.jsonl
 python -m tiny.players --useless >runs/useless.jsonl
-patched() { # the folder of the code with one idea changed: name of a patch
+patched() { # a folder with the committed code and one idea changed: name of a patch
   [ -d "$copies/$1" ] && return
   mkdir "$copies/$1"
-  git ls-files -z | xargs -0 cp --parents -t "$copies/$1"
+  git archive HEAD | tar -x -C "$copies/$1"
   (cd "$copies/$1" && GIT_CEILING_DIRECTORIES=$copies git apply "recipes/ablations/$1.patch")
 }
 beside() { # runs a command beside at most JOBS - 1 others
