@@ -6,9 +6,11 @@
 # the end the skills are thrown away.
 #
 # Everything is here: a language model of 0.1 million parameters, GiGPO, and the three phases of
-# SIRI (arXiv 2606.02355), in about 150 lines of code and a minute on one core. Only the toy world
-# is imported. Numbers in brackets are the method's equations, as in the project's `README.md`; the
-# project's own functions compute the same values (`tests/test_course.py` checks that they do).
+# SIRI (arXiv 2606.02355). The method itself, from credit to internalisation, is about 160 lines;
+# the rest is the model and its schooling, playing, and drawing. It runs in a minute on one core.
+# Only the toy world is imported. Numbers in brackets are the method's equations, as in the
+# project's `docs/method.md`; the project's own functions compute the same values
+# (`tests/test_course.py` checks that they do).
 
 # %%
 import re
@@ -364,7 +366,8 @@ def credit(skill, delta, a=0.2, n_eval=3, tau=0.05, retire_after=3):
     skill["deltas"].append(delta)
     n = len(skill["deltas"])
     a = max(a, 1 / n)  # the plain mean, until there are enough pairs for a running one
-    skill["utility"] = (1 - a) * skill["utility"] + a * delta  # (15)
+    u = (1 - a) * skill["utility"] + a * delta  # (15)
+    skill["utility"] = round(u, 6)  # a mean of zero must not come out as -1e-17
     skill["negative"] = skill["negative"] + 1 if skill["utility"] < 0 else 0
     if n < n_eval:
         return

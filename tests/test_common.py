@@ -461,3 +461,10 @@ def test_rows_of_other_prompts_do_not_merge():
     ]
     merged = merge_prefixes(rows)
     assert [s.ids for s in merged] == [[1, 2, 3, 4, 5], [9, 3]] and merged[0].positions == [2, 4]
+
+
+def test_a_chain_of_similar_states_is_held_together_by_its_first_member_only():
+    a, b, c = "x" * 20, "x" * 19 + "y", "x" * 18 + "yz"  # ratios a~b .95, a~c .9, b~c .9 or more
+    assert common.anchor_groups([a, b, c], similarity=0.95) == [0, 0, 1]
+    b_like_c = ["x" * 20, "x" * 19 + "y", "x" * 18 + "yy"]  # b~c .95, a~c .9
+    assert common.anchor_groups(b_like_c, similarity=0.95) == [0, 0, 1]

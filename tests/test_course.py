@@ -144,7 +144,7 @@ def agree(cells):
     taught = [s for e in episodes for s in e["steps"] if e["skill"] and effects[e["group"]] > 0]
     assert [row.prompt_ids for row in twins] == [s["plain"] for s in taught]
     assert [row.weights for row in twins] == [[m * s["w"] for m in s["M"]] for s in taught]
-    assert [row.gated for row in twins] == [sum(s["M"]) for s in taught]
+    assert [row.n_taught for row in twins] == [sum(s["M"]) for s in taught]
 
     # (19)
     taught = [s for s in steps if any(s["M"])]
