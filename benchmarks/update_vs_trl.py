@@ -127,6 +127,7 @@ def trl(folder, args):
     """The same of TRL's GRPOTrainer: its own loop, with the rows in the place of generated ones."""
     import trl as package
     from datasets import Dataset
+    from datasets.table import InMemoryTable
     from transformers import TrainerCallback
 
     watch = Watch(args, held_now(args))
@@ -198,7 +199,8 @@ def trl(folder, args):
             disable_tqdm=True,
             model_init_kwargs={"dtype": "float32"},
         )
-        data = Dataset.from_dict({"prompt": ["x"] * len(rows)})
+        # named by hand: some versions of pyarrow's tables cannot be hashed into a name
+        data = Dataset(InMemoryTable.from_pydict({"prompt": ["x"] * len(rows)}), fingerprint="rows")
         Given(
             model=str(folder),
             reward_funcs=lambda completions, **_: [0.0] * len(completions),
