@@ -2,7 +2,8 @@
 
 A random model wins nothing, so no phase behind warm-up could be tried with it.  Prompts, actions
 and observations are the environment's own; but an action whose text happens to have a checksum
-divisible by 3 ends the episode with a win, and an answer that is no skill becomes one.
+divisible by 5 ends the episode with a win, and so does every action of an episode with a skill, so
+that skills help; and an answer that is no skill becomes one.
 """
 
 import runpy
@@ -20,9 +21,11 @@ def generous(env):
     strict = type(env)
 
     class Generous(strict):
+        skilled = False  # whether the running episode has a skill in its prompt
+
         def step(self, action):
             step = super().step(action)
-            lucky = zlib.crc32(action.encode()) % 3 == 0
+            lucky = self.skilled or zlib.crc32(action.encode()) % 5 == 0
             return replace(step, reward=10.0, done=True, won=True, score=1.0) if lucky else step
 
         @staticmethod
@@ -38,7 +41,14 @@ def generous(env):
     return env
 
 
+def begin(self, env, play, start=common.Episode.__init__):
+    """An episode's begin, which tells its world about skills."""
+    start(self, env, play)
+    self.world.skilled = bool(play.skills)
+
+
 if __name__ == "__main__":
+    common.Episode.__init__ = begin
     make_env = common.make_env
     common.make_env = lambda *given: generous(make_env(*given))
     sys.argv = sys.argv[1:]

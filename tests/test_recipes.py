@@ -68,7 +68,7 @@ def test_a_recipe_runs_all_phases_with_a_random_two_layer_model(name, random_qwe
         launch += f" --main_process_port {free_port()} {HERE / 'tests' / 'generous.py'}"
     settings = {
         "LAUNCH": launch, "PYTHON": python, "MODEL": str(random_qwen),
-        "MINE": "--promote-all --max-skill-tokens 12",
+        "MINE": "--n-eval 1",
         "EVALUATE": " ".join(SMALL) + " --games 2 --repetitions 1", "HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
