@@ -303,4 +303,8 @@ def test_estimates_are_within_20_percent_of_measured_peaks(case, measured):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    print(json.dumps({name: measure(**case) for name, case in json.loads(sys.argv[1]).items()}))
+    found = {}
+    for name, case in json.loads(sys.argv[1]).items():
+        # noise of the machine only adds to a peak: the smaller of two
+        found[name] = min((measure(**case) for _ in range(2)), key=lambda pair: pair[1])
+    print(json.dumps(found))
