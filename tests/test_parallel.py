@@ -233,6 +233,7 @@ def test_every_process_has_a_vllm_engine_of_its_own(shard):
         "vllm",
         "--preset",
         "paper",
+        "--allow-malformed",
         "--beta",
         "0",
     ]
