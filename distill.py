@@ -35,11 +35,12 @@ from common import (
     train_tasks,
     update,
 )
-from envs import Step, UserError, action_span
+from envs import UserError, action_span
 from mine import credit_all, pair_effects, paired_groups
 from support.cli import by_preset, make_parser, number, parse_args, run_script, text, whole
 from support.files import rng, skills_file, write_jsonl
 from support.phases import finished_phase, policy_folder, skills_of
+from support.records import prompts_of
 from support.runs import Run
 from support.traces import traced
 from support.training import sampling_options, update_options
@@ -74,19 +75,6 @@ def action_token_mask(policy, step):
     end = bisect_left(tokens, True, key=lambda j: policy.decode(ids[: j + 1])[:last] == text[:last])
     # a special token sampled inside is no text of the action
     return [int(begin <= j <= end and ids[j] not in policy.dropped) for j in tokens]
-
-
-def prompts_of(policy, env, record, skills=()):
-    """The prompts (token ids) of an episode's steps as they are with other skills, or with none:
-    same states, same history, same responses."""
-    prompts, history, ids = [], [], None
-    for s in record["steps"]:
-        now = Step(s["observation"], s["admissible"])
-        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
-        prompts.append(ids)
-        ids = ids + s["response_ids"]
-        history.append((now, s["action"]))
-    return prompts
 
 
 def token_weights(gate, advantage, mask, w_max=2.0, unit=1.0):

@@ -7,6 +7,7 @@ from collections import defaultdict
 import numpy as np
 from tqdm import tqdm
 
+from envs import Step
 from support import parallel
 
 
@@ -79,3 +80,16 @@ def episode_metrics(records, max_response=512):
         "anchor_size": float(np.mean([step["anchor_size"] for step in steps])),
         "anchor_shared": float(np.mean([step["anchor_size"] > 1 for step in steps])),
     }
+
+
+def prompts_of(policy, env, record, skills=()):
+    """The prompts (token ids) of an episode's steps as they are with other skills, or with none:
+    same states, same history, same responses."""
+    prompts, history, ids = [], [], None
+    for s in record["steps"]:
+        now = Step(s["observation"], s["admissible"])
+        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
+        prompts.append(ids)
+        ids = ids + s["response_ids"]
+        history.append((now, s["action"]))
+    return prompts

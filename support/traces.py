@@ -18,8 +18,9 @@ from contextlib import contextmanager
 
 import torch
 
-from envs import Step, action_span
+from envs import action_span
 from support.packing import Row, forced, merge_prefixes
+from support.records import prompts_of
 
 
 def due(k, most):
@@ -64,7 +65,7 @@ def traced(run, policy, env, records, k):
     if policy.engine:
         policy.engine.sleep()  # its memory is needed; the update does the same
     chosen = choose(records)
-    plain = [prompts(policy, env, r, []) for r in chosen]
+    plain = [prompts_of(policy, env, r, []) for r in chosen]
     before = [plain_logprobs(policy, r, ids) for r, ids in zip(chosen, plain)]
     yield
     after = [plain_logprobs(policy, r, ids) for r, ids in zip(chosen, plain)]
@@ -110,19 +111,6 @@ def step_line(policy, s, plain_ids, anchor, before, entropy, after):
     line["w"] = round(s.get("weight", 0.0), 4)
     values = {"sampled": s["logprobs"], "before": before, "after": after, "entropy": entropy}
     return line | {name: [round(x, 4) for x in many] for name, many in values.items()}
-
-
-def prompts(policy, env, record, skills):
-    """The prompts (token ids) of an episode's steps with these skills: same states, history and
-    responses."""
-    found, history, ids = [], [], None
-    for s in record["steps"]:
-        now = Step(s["observation"], s["admissible"])
-        ids, _ = policy.prompt_ids(env, record["task"], history, now, skills, ids)
-        found.append(ids)
-        ids = ids + s["response_ids"]
-        history.append((now, s["action"]))
-    return found
 
 
 @torch.no_grad()
