@@ -19,7 +19,8 @@ def open_folder(out, question, overwrite):
     try:
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file: choose another folder")
-        names = {one.name for one in out.iterdir()} - {"lock"} if out.is_dir() else set()
+        there = {one.name for one in out.iterdir()} if out.is_dir() else set()
+        names = there - {"lock", f"{MARK}.part"}  # all that one leaves that dies before its mark
         before = read_json(out / MARK) if MARK in names else {}
         ours = "arms" in before and "phase" not in before
         if names and not ours:

@@ -148,7 +148,8 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             hold(folder)
             before = mark(folder)
-            foreign = any(one.name != "lock" for one in folder.iterdir())
+            # a phase that died before it had its mark leaves no more than these
+            foreign = {one.name for one in folder.iterdir()} - {"lock", "args.json.part"}
         except OSError as error:
             fix = "work in another folder, or mend its rights"
             raise UserError(f"cannot write to {folder} ({error.strerror}): {fix}") from None
@@ -247,8 +248,9 @@ class Run:
             remove(self.folder / "done", self.folder)
             for name in OWN if self.args.overwrite else ():
                 remove(self.folder / name, self.folder)
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
+        # the mark first: a folder with anything else and no mark is nobody's, and is not touched
         write_atomically(self.folder / "args.json", dump(self.about(), indent=1))
+        (self.folder / "checkpoints").mkdir(exist_ok=True)
         for path in self.folder.glob("*.jsonl"):
             if path.name in OWN:
                 os.truncate(path, self.lengths.get(path.name, 0))

@@ -264,6 +264,8 @@ def measure(
 
     step()
     copies = 2 * s.parameters if dtype == "bfloat16" else 0  # mixed precision's
+    if logit_chunk:  # the output's gradient of earlier chunks, and of the one at work: both are
+        copies += 2 * 4 * s.largest  # in weights_bytes, gradients and computing copies
     return expected + copies, peak_memory(step)
 
 

@@ -4,6 +4,7 @@ the next command accepts.
     pytest tests/test_runs.py"""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -213,6 +214,48 @@ def test_an_environment_variable_is_unset_as_it_advises(monkeypatch):
 
 
 # ---- what is kept ------------------------------------------------------------------------------
+
+
+class Death(BaseException):
+    """Not caught by anything, as a kill."""
+
+
+@pytest.mark.parametrize("name", ["warmup", "evaluate"])
+def test_whichever_file_operation_is_the_last_before_a_death_the_same_command_goes_on(
+    monkeypatch, name
+):
+    command = {
+        "warmup": [*WARMUP, "--iterations", "1", "--groups", "2"],
+        "evaluate": ["--policy", "model", "--games", "2", "--repetitions", "1", "--out", "found"],
+    }[name]
+    n, done = 0, False
+    while not done:
+        left = iter(range(n))
+
+        def dying(function, left=left):
+            real = getattr(os, function)
+
+            def operation(*args, **more):
+                if next(left, None) is None:
+                    raise Death
+                return real(*args, **more)
+
+            return operation
+
+        with monkeypatch.context() as patch:
+            for function in ("mkdir", "fsync", "replace", "truncate"):
+                patch.setattr(os, function, dying(function))
+            try:
+                run_main(patch, SCRIPTS[name], *command)
+                done = True  # it never came to an n-th operation
+            except Death:
+                runs.release("runs/default/warmup" if name == "warmup" else "found")
+        if not done and not Path("runs/default/warmup/done").exists():  # else it died after the end
+            run_main(monkeypatch, SCRIPTS[name], *command)
+        for folder in ("runs", "found"):
+            shutil.rmtree(folder, ignore_errors=True)
+        n += 1
+    assert n > 5
 
 
 def test_the_last_two_checkpoints_are_kept_and_sealed(monkeypatch):
