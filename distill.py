@@ -147,15 +147,13 @@ def main():
         iterations=by_preset(laptop=32, paper=50),
         # late in a phase few groups have a signal, but Adam's steps stay as long as ever
         lr_end=by_preset(laptop=0.1, paper=1.0),
-        # no option: a constant that differs by preset
-        retire_after=by_preset(laptop=8, paper=3),  # (16) negative utilities in a row
+        # no options: constants of (16) that differ by preset
+        n_eval=by_preset(laptop=4, paper=8),  # pairs before a skill may be retired
+        retire_after=by_preset(laptop=8, paper=3),  # negative utilities in a row
     )
     group = parser.add_argument_group("phase 2")
     about = "skills.jsonl to use (default: the mining phase's)"
     group.add_argument("--skills", type=text, help=about)
-    about = "(16) pairs before a skill may be retired (only active skills are shown)"
-    tries = by_preset(laptop=4, paper=8)
-    group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
     # L_int averages over few tokens: 0.1 weighs a taught token more than a policy-gradient token.
     # Where L_GiGPO is in rewards (mean_norm), proportions need ten times that; a stand-in learns
     # best with five times as much again, a fifth does about as well (docs/results.md)

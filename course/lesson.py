@@ -28,7 +28,7 @@ SOME = f"--run course --groups 8 --group-size 8 --threads 1 --max-steps {MAX_STE
 PHASES = {
     "warmup": [*SOME, "--env", ENV, "--model", MODEL, "--iterations", "6"],
     "mine": [*SOME, "--iterations", "4", "--n-eval", "3"],
-    "distill": [*SOME, "--iterations", "8", "--n-eval", "3"],
+    "distill": [*SOME, "--iterations", "8"],
 }
 
 NAMES = "ENV FOLDER IS_TINY ROOT budget mined_skills policy_after small_run table world"

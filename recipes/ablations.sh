@@ -52,9 +52,12 @@ distil() { # name, code, source run, its arguments
   beside train "$2" distill "abl-$1-$seed" --from "runs/$3-$seed/mine" --seed "$seed" \
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
-for patch in no-validation without-gate without-weight all-tokens; do patched $patch; done
-for seed in $seeds; do # skills that no pair has tested, before they are used
+in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out separate-statistics"
+for patch in $in_distill no-validation lower-bound self-imitation; do patched "$patch"; done
+for seed in $seeds; do # two patches of mine.py mine anew: no-validation, lower-bound
   beside train "$copies/no-validation" mine "abl-untested-$seed" \
+    --from "runs/$source-$seed/warmup" --seed "$seed"
+  beside train "$copies/lower-bound" mine "abl-bounded-$seed" \
     --from "runs/$source-$seed/warmup" --seed "$seed"
 done
 join
@@ -62,9 +65,7 @@ for seed in $seeds; do
   arms=
   other=$(printf '%s\n' $seeds | grep -vx "$seed" | head -1 || true)
   distil siri . "$source"
-  distil no-gate "$copies/without-gate" "$source"
-  distil no-weight "$copies/without-weight" "$source"
-  distil all-tokens "$copies/all-tokens" "$source"
+  for patch in $in_distill; do distil "$patch" "$copies/$patch" "$source"; done
   distil oracle . "$source" --skills runs/oracle.jsonl
   distil useless . "$source" --skills runs/useless.jsonl
   # one seed alone has no other
@@ -73,6 +74,9 @@ for seed in $seeds; do
   distil lambda-1 . "$source" --lambda-max 1
   distil lambda-20 . "$source" --lambda-max 20
   distil no-validation . abl-untested
+  distil lower-bound . abl-bounded
+  join # the next one needs what SIRI has taught
+  distil self-imitation "$copies/self-imitation" "$source" --dose-of "runs/abl-siri-$seed/distill"
   # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice
   # as many
   rounds=$((iterations + $(wc -l <"runs/$source-$seed/mine/metrics.jsonl")))

@@ -318,7 +318,7 @@ COUNTS = {
     "warmup": "groups group-size iterations save-every threads max-steps max-prompt max-response "
     "rollout-batch mini-batch-rows micro-batch-tokens window",
     "mine": "mine-every n-eval groups group-size",
-    "distill": "n-eval groups group-size",
+    "distill": "groups group-size",
     "evaluate": "show repetitions games threads",
 }
 
