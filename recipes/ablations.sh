@@ -5,7 +5,8 @@
 # seed.
 #   bash recipes/ablations.sh [SEEDS] [ITERATIONS of distillation] [more arguments for training]
 #   JOBS=2 bash recipes/ablations.sh "0 1 2" 6 --threads 1          two at a time
-# Further arguments of evaluation: EVALUATE="--threads 1"
+# Some arms only: ONLY="siri gigpo without-gate".  Evaluation: TEMPERATURES="0.4",
+# EVALUATE="--threads 1".
 set -euo pipefail
 set -f # a word such as * is not looked for among files
 cd "$(dirname "$0")/.."
@@ -47,22 +48,24 @@ join() { # waits for all of them, and fails where one has failed
 train() { # folder of the code, phase, run, its arguments
   [ -f "runs/$3/$2/done" ] || python "$1/$2.py" --run "$3" "${@:4}" "${more[@]}"
 }
+wanted() { [[ " ${ONLY:-$1} " == *" $1 "* ]]; }
 distil() { # name, code, source run, its arguments
+  wanted "$1" || return 0
   arms="$arms abl-$1"
   beside train "$2" distill "abl-$1-$seed" --from "runs/$3-$seed/mine" --seed "$seed" \
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
 in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out separate-statistics"
 for patch in $in_distill no-validation lower-bound self-imitation; do patched "$patch"; done
-for seed in $seeds; do # two patches of mine.py mine anew: no-validation, lower-bound
-  beside train "$copies/no-validation" mine "abl-untested-$seed" \
-    --from "runs/$source-$seed/warmup" --seed "$seed"
-  beside train "$copies/lower-bound" mine "abl-bounded-$seed" \
-    --from "runs/$source-$seed/warmup" --seed "$seed"
+for seed in $seeds; do # patches of mine.py mine anew
+  for patch in no-validation lower-bound; do
+    ! wanted $patch || beside train "$copies/$patch" mine "abl-$patch-mined-$seed" \
+      --from "runs/$source-$seed/warmup" --seed "$seed"
+  done
 done
 join
+arms=
 for seed in $seeds; do
-  arms=
   other=$(printf '%s\n' $seeds | grep -vx "$seed" | head -1 || true)
   distil siri . "$source"
   for patch in $in_distill; do distil "$patch" "$copies/$patch" "$source"; done
@@ -73,14 +76,13 @@ for seed in $seeds; do
   distil lambda-0 . "$source" --lambda-max 0
   distil lambda-1 . "$source" --lambda-max 1
   distil lambda-20 . "$source" --lambda-max 20
-  distil no-validation . abl-untested
-  distil lower-bound . abl-bounded
-  join # the next one needs what SIRI has taught
-  distil self-imitation "$copies/self-imitation" "$source" --dose-of "runs/abl-siri-$seed/distill"
+  distil no-validation . abl-no-validation-mined
+  distil lower-bound . abl-lower-bound-mined
   # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice
   # as many
   rounds=$((iterations + $(wc -l <"runs/$source-$seed/mine/metrics.jsonl")))
   for arm in gigpo gigpo-twice; do
+    wanted $arm || continue
     arms="$arms abl-$arm"
     groups=$([ $arm = gigpo-twice ] && echo 32 || echo 16)
     beside train . warmup "abl-$arm-$seed" --model "runs/$source-$seed/warmup/policy" \
@@ -88,7 +90,12 @@ for seed in $seeds; do
   done
 done
 join
-for temperature in 0.4 1.0; do
+for seed in $seeds; do # it needs what SIRI has taught
+  distil self-imitation "$copies/self-imitation" "$source" --dose-of "runs/abl-siri-$seed/distill"
+done
+join
+arms=$(printf '%s\n' $arms | awk '!seen[$0]++') # each once, SIRI first
+for temperature in ${TEMPERATURES:-0.4 1.0}; do
   # shellcheck disable=SC2086
   python recipes/compare.py --final --arms $arms --seeds $seeds --temperature $temperature \
     --out "results/ablations-t$temperature" ${EVALUATE:-}
