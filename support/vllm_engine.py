@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from envs import UserError
-from support import large, parallel
+from support import large, packing, parallel
 from support.files import rng
 
 # From and below.  0.32 passes the tests on a CPU; 0.24, which fits torch 2.11 on CUDA, has the same
@@ -87,7 +87,8 @@ class Engine:
         )
         vocabulary = self.llm.model_config.get_vocab_size()
         stream = torch.Generator().manual_seed(0)
-        self.probe = torch.randint(vocabulary, (64,), generator=stream).tolist()
+        ids = torch.randint(vocabulary, (64,), generator=stream).tolist()
+        self.probe = packing.Sequence(ids, list(range(1, len(ids))), [None] * (len(ids) - 1))
         self.seen = None  # what policy and engine last said to the probe
 
     # ---- weights
@@ -106,15 +107,13 @@ class Engine:
         Both read the same 64 tokens.  Kernels differ, in bfloat16 by more than an update changes;
         so besides a limit on the difference, the engine's answer must have changed, if only in its
         last bit, when the policy's has."""
-        ids = torch.tensor([self.probe], device=policy.device)
-        p = torch.arange(1, len(self.probe), device=policy.device)
         with torch.no_grad():
-            scored = policy.score_tokens(ids, torch.zeros_like(p), p, [None] * len(p), 1.0)
-        ours = scored[0].float().cpu()
+            ours = policy.logprobs([self.probe])[0].float().cpu()  # of a sharded policy, too
         params = self.params(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        asked = [{"prompt_token_ids": self.probe}]
+        ids = self.probe.ids
+        asked = [{"prompt_token_ids": ids}]
         answer = self.llm.generate(asked, params, use_tqdm=False)[0].prompt_logprobs[1:]
-        theirs = torch.tensor([one[t].logprob for t, one in zip(self.probe[1:], answer)])
+        theirs = torch.tensor([one[t].logprob for t, one in zip(ids[1:], answer)])
         self.llm.reset_prefix_cache()
         gap, limit = (ours - theirs).abs().mean().item(), 0.01 if self.dtype == "float32" else 0.5
         stale = False
