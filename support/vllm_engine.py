@@ -22,6 +22,8 @@ from support.files import rng
 # From and below.  0.32 passes the tests on a CPU; 0.24, which fits torch 2.11 on CUDA, has the same
 # names and signatures
 RANGE = (0, 24), (0, 33)
+GREEDY = 1e-4  # a temperature at which, as below it, only the likeliest token is left
+TEMPERATURES = 0.01, 2.0  # that vLLM samples at; it raises lower ones to the first, but for 0
 
 
 def installed():
@@ -34,12 +36,17 @@ def installed():
 
 
 def check(args):
-    """UserError unless vLLM is there in a version of RANGE.  Imports nothing."""
+    """UserError unless vLLM is there in a version of RANGE, and samples at what --temperature of
+    an evaluation says.  Imports nothing."""
     found = installed()
     wanted = "vllm>={}.{},<{}.{}".format(*RANGE[0], *RANGE[1])
     if not found or not RANGE[0] <= tuple(map(int, found.split(".")[:2])) < RANGE[1]:
         fix = "run pip install -e '.[vllm]'"
         raise UserError(f"--engine vllm: expected {wanted}, found {found or 'none'}; {fix}")
+    asked, (least, most) = getattr(args, "temperature", 0), TEMPERATURES
+    if asked and not least <= asked <= most:
+        fix = f"expected 0 or {least:g} to {most:g} with --engine vllm"
+        raise UserError(f"--temperature {asked:g}: {fix}; or add --engine transformers")
 
 
 ENGINES = []  # at most one in a process, for all its policies: evaluate.py has several
@@ -142,7 +149,10 @@ class Engine:
     # ---- sampling
 
     def request(self, policy, ids, key, temperature, max_new):
-        """Parameters of one request.  logprobs=0 returns that of the sampled token alone."""
+        """Parameters of one request.  logprobs=0 returns that of the sampled token alone; a greedy
+        one's is at temperature 1."""
+        if temperature <= GREEDY:
+            temperature = 0.0
         room = min(max_new, self.context - len(ids))
         stop, seed = sorted(policy.eos_ids), int(rng(*key).integers(2**31))
         how = dict(temperature=temperature, seed=seed, stop_token_ids=stop, detokenize=False)
