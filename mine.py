@@ -127,6 +127,17 @@ def write_skills(policy, env, chosen, bank, k, seed, temperature=0.7, max_new=25
     return new, refused
 
 
+def mine_skills(policy, env, pool, state, k, per_type, seed, temperature):
+    """One mining event: recent successes become candidates in state["bank"].  Returns the refused
+    answers; who was asked stands in state["asked"]."""
+    recent = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
+    chosen = choose_successes(recent, state["bank"], state["asked"], per_type)
+    state["asked"] += [record["traj_id"] for record in chosen]
+    new, refused = write_skills(policy, env, chosen, state["bank"], k, seed, temperature)
+    state["bank"] += new
+    return refused
+
+
 # ---- paired rollouts ---------------------------------------------------------------------------
 
 
@@ -351,15 +362,11 @@ def main():
     loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 
     for k in run.iterations():
-        bank = state["bank"]
         if k % args.mine_every == 0:  # before the update: the policy is the frozen snapshot
-            pool = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
-            chosen = choose_successes(pool, bank, state["asked"], args.per_type)
-            state["asked"] += [record["traj_id"] for record in chosen]
-            how_to_write = (args.seed, args.mine_temperature)
-            new, refused = write_skills(policy, env, chosen, bank, k, *how_to_write)
-            bank += [skill | {"env": args.env} for skill in new]
+            how_to_write = (args.per_type, args.seed, args.mine_temperature)
+            refused = mine_skills(policy, env, pool, state, k, *how_to_write)
             run.append("rejected.jsonl", refused)
+        bank = state["bank"]  # all skills ever written
         # half of a group with one skill in the prompt, the other half without
         stream = rng(args.seed, PHASE, k, "tasks")
         plan = plan_pairs(env, tasks, bank, args.groups, args.n_eval, stream)
@@ -375,14 +382,16 @@ def main():
             stream = rng(args.seed, PHASE, k, "mini-batches")
             rows = rows_of(records)
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
+        pool = [record for record in pool if record["iteration"] > k - POOL_ITERATIONS]
         pool += [record | {"iteration": k} for record in records if record["condition"] == "plain"]
         run.log(k, policy, optimizer, records, losses, pairs, bank)
 
-    write_jsonl(run.folder / "skills.jsonl", state["bank"])
-    for skill in sorted(state["bank"], key=lambda s: -s["utility"])[:8]:
+    bank = [skill | {"env": args.env} for skill in state["bank"]]
+    write_jsonl(run.folder / "skills.jsonl", bank)
+    for skill in sorted(bank, key=lambda s: -s["utility"])[:8]:
         evidence = f"{skill['status']:9s} u {skill['utility']:+.2f} n {skill['n_eval']:2d}"
         print(f"{evidence}  when {skill['condition']}: {skill['strategy']}"[:100])
-    run.finish(policy, optimizer, {"bank": dict(Counter(s["status"] for s in state["bank"]))})
+    run.finish(policy, optimizer, {"bank": dict(Counter(s["status"] for s in bank))})
 
 
 if __name__ == "__main__":

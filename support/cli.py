@@ -96,7 +96,7 @@ def run_script(main):
         sys.exit(2)
     except RuntimeError as error:
         gone = re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error))
-        if parallel.world() == 1 or not gone:
+        if parallel.world_size() == 1 or not gone:
             raise
         go_on = "the same command goes on from the last checkpoint"
         sys.exit(f"error: another process of this run has died; {go_on}")

@@ -145,7 +145,7 @@ def free_tokens(policy, optimizer, sequences, checkpointing, free):
         mixed = torch.is_autocast_enabled(torch.device(policy.device).type)
     rough = mixed or parallel.sharded() or policy.model.dtype == torch.bfloat16
     how = dict(dtype="bfloat16" if rough else "float32", lora_rank=rank)
-    s, gpus = Sizes(policy.model.config), parallel.world() if parallel.sharded() else 1
+    s, gpus = Sizes(policy.model.config), parallel.world_size() if parallel.sharded() else 1
     stays = weights_bytes(s, gpus, beta=0, **how)
     coming = stays["gradients"] + stays["computing copies"]
     coming += 0 if optimizer.state else stays["optimizer"]

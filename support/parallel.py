@@ -36,7 +36,7 @@ def rank():
     return number("RANK", 0)
 
 
-def world():
+def world_size():
     """Number of processes."""
     return number("WORLD_SIZE", 1)
 
@@ -55,7 +55,7 @@ def check():
     by hand."""
     names = ("RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in names if not os.environ.get(name)]
-    if world() == 0 or (world() > 1 and missing) or rank() >= max(1, world()):
+    if world_size() == 0 or (world_size() > 1 and missing) or rank() >= max(1, world_size()):
         there = [name for name in ("WORLD_SIZE", *names) if name in os.environ]
         found = ", ".join(f"{name}={os.environ[name]}" for name in there)
         found = f"the environment asks for several processes ({found})"
@@ -65,34 +65,34 @@ def check():
 
 def sharded():
     """Whether weights, gradients and optimizer state are split over the processes."""
-    return world() > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    return world_size() > 1 and os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def begin(device):
     """Joins the other processes; returns the torch device of this one.  UserError where a machine
     has more processes than GPUs."""
     check()
-    if device.startswith("cuda") and world() > 1:
-        here, found = number("LOCAL_WORLD_SIZE", world()), torch.cuda.device_count()
+    if device.startswith("cuda") and world_size() > 1:
+        here, found = number("LOCAL_WORLD_SIZE", world_size()), torch.cuda.device_count()
         if here > found:
             both = f"{here} processes on a machine with {found} GPUs"
             raise UserError(f"{both}: launch with --num_processes {found}")
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         torch.cuda.set_device(device)
-    if world() > 1 and not dist.is_initialized():
+    if world_size() > 1 and not dist.is_initialized():
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         if rank() == 0:
-            print(f"waiting for {world()} processes at {place}", file=sys.stderr, flush=True)
+            print(f"waiting for {world_size()} processes at {place}", file=sys.stderr, flush=True)
         # objects go over gloo on any machine.  A rollout may keep a process waiting for long; one
         # that died is noticed without a timeout
         try:
             store, _, _ = next(dist.rendezvous("env://", timeout=JOIN))
             backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-            who = dict(store=store, rank=rank(), world_size=world())
+            who = dict(store=store, rank=rank(), world_size=world_size())
             dist.init_process_group(backend, timeout=timedelta(hours=6), **who)
         except (dist.DistError, ValueError) as error:
             reason = str(error).split("\n")[0][:200]
-            found = f"{world()} processes were to meet at {place} and did not ({reason})"
+            found = f"{world_size()} processes were to meet at {place} and did not ({reason})"
             one = "for one process type `unset WORLD_SIZE RANK LOCAL_RANK`"
             raise UserError(f"{found}: start all of them together; {one}") from None
         # all have joined before one may leave with a mistake, or the others would only see it gone
@@ -118,9 +118,9 @@ def apart():
 
 def gather(value):
     """The values of all processes, by rank."""
-    if world() == 1:
+    if world_size() == 1:
         return [value]
-    values = [None] * world()
+    values = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 
@@ -147,9 +147,9 @@ def first(function):
 def share(work, items, keys):
     """work(items), where the items are dealt to the processes, those of equal key to the same one.
     All results, in the items' order."""
-    if world() == 1:
+    if world_size() == 1:
         return work(items)
-    owner = {key: n % world() for n, key in enumerate(dict.fromkeys(keys))}
+    owner = {key: n % world_size() for n, key in enumerate(dict.fromkeys(keys))}
     own = [i for i, key in enumerate(keys) if owner[key] == rank()]
     with apart():
         done = work([items[i] for i in own])
@@ -165,14 +165,14 @@ def own_part(batches):
     """This process's share of a list of micro-batches: pairs (micro-batch, 1).  All get equally
     many, since sharded layers are gathered by all processes together: who is short runs the last,
     smallest one again, as (micro-batch, 0)."""
-    rounds = math.ceil(len(batches) / world())
-    turns = range(rank(), rounds * world(), world())
+    rounds = math.ceil(len(batches) / world_size())
+    turns = range(rank(), rounds * world_size(), world_size())
     return [(batches[i], 1) if i < len(batches) else (batches[-1], 0) for i in turns]
 
 
 def sum_gradients(parameters):
     """Adds the gradients of all processes; sharded ones were added by FSDP2 on the way."""
-    if world() > 1 and not sharded():
+    if world_size() > 1 and not sharded():
         for p in parameters:
             dist.all_reduce(p.grad)
 
@@ -184,7 +184,7 @@ def shard(model, dtype, device):
     """FSDP2: every layer, then the rest of the model, is split over all processes and gathered when
     it is used.  Computes in `dtype`; weights, gradients and their sums stay as they were loaded.
     `model.run(function, ...)` then calls a function that uses the model."""
-    mesh = dist.init_device_mesh(torch.device(device).type, (world(),))
+    mesh = dist.init_device_mesh(torch.device(device).type, (world_size(),))
     mixed = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     kinds = model._no_split_modules or []
     layers = [module for module in model.modules() if type(module).__name__ in kinds]

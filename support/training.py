@@ -73,7 +73,7 @@ def in_micro_batches(policy, sequences, work):
         found = f"out of memory with a micro-batch of {rows} x {tokens // rows} tokens"
         if max(len(part) for part, _ in parts) == 1:
             raise UserError(f"{found}: lower --max-prompt, or add --gradient-checkpointing")
-        if parallel.world() > 1:  # the others are waiting for what this process did not do
+        if parallel.world_size() > 1:  # the others are waiting for what this process did not do
             raise UserError(f"{found}: lower --micro-batch-tokens to {tokens // 2}")
         policy.room_limit = policy.room = tokens // 2
         print(f"{found}: going on with --micro-batch-tokens {policy.room}")
@@ -99,7 +99,7 @@ def backward(policy, loss_of, sequences, threads=1):
         if shared:
             return torch.autograd.grad(loss * counts, parameters), sums
         # FSDP2 takes the mean over processes, not the sum
-        scale = parallel.world() if parallel.sharded() else 1
+        scale = parallel.world_size() if parallel.sharded() else 1
         (loss * counts * scale).backward()
         return (), sums
 

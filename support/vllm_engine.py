@@ -83,7 +83,7 @@ class Engine:
             # not the model's own top-k, top-p and penalties: the policy is the whole distribution
             generation_config="vllm",
             # an engine for each process
-            distributed_executor_backend="external_launcher" if parallel.world() > 1 else None,
+            distributed_executor_backend="external_launcher" if parallel.world_size() > 1 else None,
         )
         vocabulary = self.llm.model_config.get_vocab_size()
         stream = torch.Generator().manual_seed(0)

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub import constants
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
+from transformers.utils.logging import disable_progress_bar
 
 import common
 import distill
@@ -25,6 +26,7 @@ from tests.toy import Doors
 from tiny import alfworld_lessons, build
 
 torch.set_num_threads(1)
+disable_progress_bar()  # of loading and saving: pages of them above what a failed test has to say
 os.environ["HF_HUB_OFFLINE"] = "1"  # for the processes that tests start
 constants.HF_HUB_OFFLINE = True  # a name that is no folder is not looked for in the Hub
 

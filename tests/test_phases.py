@@ -79,7 +79,7 @@ def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, fin
     done = json.loads((finished / "default" / script.__name__ / "done").read_text())
     stream, kills = random.Random(script.__name__), 0
     while True:
-        process = start(play, script.main, PHASES[script])
+        process = start(play, script.main, PHASES[script], out="said.txt")
         if kills < 10:
             process.join(stream.uniform(0.02, 0.7 * done["seconds"]))
         if kills < 10 and process.is_alive():
@@ -89,7 +89,7 @@ def test_a_phase_that_is_killed_ten_times_ends_with_the_same_weights(script, fin
             if not os.path.exists(f"runs/default/{script.__name__}/done"):
                 continue  # else the kill came after the last write
         else:
-            assert ended(process) == 0
+            assert ended(process) == 0, Path("said.txt").read_text()
         same_as_uninterrupted(script.__name__, finished)
         if kills == 10:
             break
