@@ -4,8 +4,8 @@
 # **Goal.** See which wins are chosen, what the policy is asked, what it writes, and what is
 # refused.
 #
-# **Read.** `mine.py`: `choose_successes`, `write_skills`; `envs/__init__.py`: `check_skill`;
-# `common.py`: `retrieve`.
+# **Read.** `mine.py`: `choose_successes`, `write_skills`, `mine_skills`; `envs/__init__.py`:
+# `check_skill`; `common.py`: `retrieve`.
 #
 # **Minutes.** 30, of which ten seconds are computing.
 

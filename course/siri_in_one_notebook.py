@@ -195,8 +195,8 @@ def play(policy, tries, temperature=1.0):
         world = env.fork()
         now = world.reset(task_id)
         about = {"group": group, "task_id": task_id, "skill": skill, "task": world.task}
-        now = {"world": world, "now": now, "history": [], "steps": [], "won": False}
-        episodes.append(about | now)
+        state = {"world": world, "now": now, "history": [], "steps": [], "won": False}
+        episodes.append(about | state)
     alive = episodes
     while alive:
         prompts = [encode(prompt(e, [e["skill"]] if e["skill"] else [])) for e in alive]
