@@ -4,7 +4,8 @@
 #   bash recipes/qwen7b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other machines: GPUS=4 MODEL=... LAUNCH="...".  Several machines: recipes/fsdp.yaml.
-# qwen1_5b.sh runs these lines, too.  No whole run has been measured yet (single updates: docs/gpus.md); estimates of
+# qwen1_5b.sh runs these lines, too.  No whole run has been measured yet (single updates:
+# docs/gpus.md); estimates of
 #   python recipes/plan.py --gpus 8 --gradient-checkpointing:
 #   memory per GPU   25 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
 #                    copies 8), and the micro-batch, which is chosen for what is free, 63,488 tokens

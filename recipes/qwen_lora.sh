@@ -5,8 +5,8 @@
 #   MEMORY=24 bash recipes/qwen_lora.sh alfworld 7B          gigabytes of the GPU (default: 80)
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other models: MODEL=...  The other settings are the paper's (README, "--preset paper"); the
-# adapter switched off is the reference policy, for free.  No whole run has been measured yet (single updates: docs/gpus.md);
-# estimates of
+# adapter switched off is the reference policy, for free.  No whole run has been measured yet
+# (single updates: docs/gpus.md); estimates of
 #   python recipes/plan.py --model ... --memory ... --lora-rank 64 --gradient-checkpointing \
 #       --env webshop:
 #   memory         while updating 4 GB (1.5B) or 18 (7B), and the micro-batch, which is chosen for
