@@ -21,6 +21,7 @@ episodes.  Evaluations whose panels have the same hash have played the same game
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -114,6 +115,8 @@ def panel_of(env, splits, games=None):
     panel = {}
     for split in splits:
         tasks = split_tasks(env, split)
+        if not tasks:
+            raise UserError(f"--split {split} has no games here: leave it out")
         n = min(games or len(tasks), len(tasks))
         # sorted ids stand together by type: the first n would be of one kind
         panel[split] = [tasks[i * len(tasks) // n] for i in range(n)]
@@ -284,7 +287,8 @@ def main():
     question = {key: getattr(args, key) for key in asked} | {"panel": panel_hash(env, panel)}
     # weights and skills by what they are, not by where they lie
     question["arms"] = [[arm[0], *(one and fingerprint(one) for one in arm[1:])] for arm in arms]
-    out = Path(args.out or f"runs/{args.run}/evaluate")
+    # "new/../x" would not be there while it is looked at, and be x when it is written to
+    out = Path(os.path.normpath(args.out or f"runs/{args.run}/evaluate"))
     # of this process until it ends; what was played before an interruption comes back
     results = parallel.first(lambda: open_folder(out, question, args.overwrite))
     for split, tasks in panel.items():

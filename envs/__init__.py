@@ -51,7 +51,9 @@ Texts that models, products or files have written pass `clean_text` before they 
 `style` is "chat" for instruct models and "compact" for the stand-in policies of tiny/.
 """
 
+import errno
 import json
+import math
 import re
 import sys
 from dataclasses import dataclass, field
@@ -61,14 +63,40 @@ class UserError(Exception):
     """Something the user can mend.  The scripts print it as one line and exit with code 2."""
 
 
+# what a machine may say when a file is written or read, in the middle of a run, too
+FILES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
+FILES |= {errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE}
+
+
+def failed_file(error):
+    """What to do where a file cannot be written or read any more, in one line."""
+    reason = getattr(error, "strerror", None) or error
+    place = getattr(error, "filename", None) or "a file"
+    found = one_line(f"{place} cannot be written or read ({reason})")
+    return f"{found}: mend that, and the same command goes on from what is there"
+
+
 def run_tool(main):
     """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
     (support.cli.run_script does more)."""
     try:
         main()
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in FILES:
+            raise
+        print(f"error: {failed_file(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
+
+
+def one_line(mistake):
+    """A mistake as a terminal may show it: one line, without control characters of what was
+    found."""
+    return _HIDDEN.sub("", " ".join(str(mistake).split()))
 
 
 @dataclass(slots=True)
@@ -94,6 +122,44 @@ class FreeText:
     start: str
     words: tuple
     most: int
+
+
+MEMBERS = (
+    "split_names", "max_steps", "tasks", "task_type", "describe", "fork", "reset", "step", "anchor",
+    "is_admissible", "prompt", "continuation", "responses", "parse", "summary_prompt",
+    "parse_skill",
+)  # fmt: skip
+
+
+def check_world(env):
+    """The world itself, where it has what a world must have and its first game can be begun.
+    TypeError says what is not as at the top of this file; whatever else it raises is its own."""
+    if lost := [name for name in MEMBERS if not hasattr(env, name)]:
+        raise TypeError(f"it lacks {', '.join(lost)}; envs/__init__.py says what a world must have")
+    splits = env.split_names
+    if isinstance(splits, str) or len(splits) < 2:
+        raise TypeError(f"expected a training split and others as split_names, found {splits!r}")
+    for split in splits:
+        tasks = env.tasks(split)
+        if not tasks or not all(isinstance(task, str) for task in tasks):
+            raise TypeError(f"expected texts as tasks({split!r}), found {tasks!r:.60}")
+    if not isinstance(env.max_steps, int) or env.max_steps < 1:
+        raise TypeError(f"expected a whole number as max_steps, found {env.max_steps!r}")
+    world, task = env.fork(), env.tasks(splits[0])[0]
+    step = world.reset(task)
+    texts = [env.task_type(task), world.task, step.observation, *step.admissible]
+    texts.append(env.anchor(step.observation))
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"expected texts as what reset({task!r}) tells, found {odd[0]!r:.60}")
+    after = world.step(step.admissible[0] if step.admissible else "look")
+    numbers = [after.reward, after.score]
+    if not isinstance(after.observation, str) or not all(map(is_finite, numbers)):
+        raise TypeError(f"expected a text and finite numbers of step(), found {after!r:.60}")
+    return env
+
+
+def is_finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 # Line breaks of any kind, as str.splitlines knows them.
