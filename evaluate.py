@@ -35,7 +35,7 @@ from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, skills_file, write_atomically, write_jsonl
 from support.intervals import by_game, interval, paired_difference
 from support.models import check_model
-from support.phases import begun_with, check_sources, mark, policy_folder, skills_of
+from support.phases import begun_with, check_sources, mark, policy_folder, skills_of, unchanged
 from support.report import write_report
 from support.results import open_folder
 from support.runs import release
@@ -307,7 +307,10 @@ def main():
             if len(here) == len(tasks) * args.repetitions:
                 continue  # played before an interruption
             # half an arm is played again: its records were gathered in one piece
-            policy = policy or load_policy(folder, args)
+            if not policy:
+                policy = load_policy(folder, args)
+                weights = next(weights for arm, weights, _ in question["arms"] if arm == name)
+                unchanged(folder, weights)  # a phase may have been made anew meanwhile
             results = [result for result in results if result not in here]
             played = play_panel(policy, env, tasks, banks[skills], args, split, name)
             results += played

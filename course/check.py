@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import UserError, run_tool
-from envs.arguments import Parser
+from envs import UserError
+from envs.arguments import Parser, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = ROOT / "course" / "solutions"

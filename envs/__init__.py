@@ -51,52 +51,14 @@ Texts that models, products or files have written pass `clean_text` before they 
 `style` is "chat" for instruct models and "compact" for the stand-in policies of tiny/.
 """
 
-import errno
 import json
 import math
 import re
-import sys
 from dataclasses import dataclass, field
 
 
 class UserError(Exception):
     """Something the user can mend.  The scripts print it as one line and exit with code 2."""
-
-
-# what a machine may say when a file is written or read, in the middle of a run, too
-FILES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
-FILES |= {errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EMFILE}
-
-
-def failed_file(error):
-    """What to do where a file cannot be written or read any more, in one line."""
-    reason = getattr(error, "strerror", None) or error
-    place = getattr(error, "filename", None) or "a file"
-    found = one_line(f"{place} cannot be written or read ({reason})")
-    return f"{found}: mend that, and the same command goes on from what is there"
-
-
-def run_tool(main):
-    """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
-    (support.cli.run_script does more)."""
-    try:
-        main()
-    except UserError as mistake:
-        print(f"error: {one_line(mistake)}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in FILES:
-            raise
-        print(f"error: {failed_file(error)}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("\nstopped")
-
-
-def one_line(mistake):
-    """A mistake as a terminal may show it: one line, without control characters of what was
-    found."""
-    return _HIDDEN.sub("", " ".join(str(mistake).split()))
 
 
 @dataclass(slots=True)
@@ -166,7 +128,7 @@ def is_finite(value):
 _BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Left out: control characters, marks that turn a terminal line's direction, halves of surrogate
 # pairs.
-_HIDDEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Defused: what prompts and chat templates give a meaning to, such as </think>, <action>,
 # <|im_end|>, <｜User｜>, <end_of_turn>, </s>, [INST] and <<SYS>>.
 _NAMES = r"think|action|tool_\w+|s|bos|eos|pad|unk|\w+_of_\w+"
@@ -184,7 +146,7 @@ def clean_text(text, lines=False):
     It ends no turn and no block of the prompt, is valid UTF-8, and is one line unless lines=True.
     Texts of the official worlds stay as they are, character by character.  Control tokens of other
     tokenizers are defused where a prompt is tokenised (support/models.py)."""
-    text = _HIDDEN.sub("", _BREAKS.sub("\n", text))
+    text = HIDDEN.sub("", _BREAKS.sub("\n", text))
     text = text if lines else " ".join(text.split())
     return _CONTROL.sub(lambda found: _HARMLESS[found[0]], text)
 

@@ -1,18 +1,22 @@
-"""Arguments of every command line, those of the tools included: ranges in the types, mistakes in
-one line.  Nothing slow is imported.
+"""What every command line has, those of the tools included: ranges in the types, mistakes in one
+line.  Nothing slow is imported.
 
     Parser          argparse without guessing, with its mistakes as UserError
     whole, number   numbers with ranges, finite always
     text            a name or path
+    run_tool        runs main(); a mistake, or a file that cannot be written, becomes one line
+    Steady          a stream whose writing never fails
 """
 
 import argparse
 import difflib
+import errno
 import math
 import os
 import re
+import sys
 
-from envs import UserError
+from envs import HIDDEN, UserError
 
 
 class Help(argparse.HelpFormatter):
@@ -87,3 +91,69 @@ def text(typed):
         found = repr(typed) if len(typed) < 300 else f"one of {len(typed)} characters"
         raise argparse.ArgumentTypeError(f"expected a name or path, found {found}")
     return os.path.expanduser(typed) if typed.startswith("~/") else typed
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+class Steady:
+    """A text stream whose writing never fails: a closed pipe, a full disk or no stream at all must
+    not end a run of days."""
+
+    def __init__(self, stream):
+        self.stream = stream or open(os.devnull, "w")
+        if hasattr(stream, "reconfigure") and not stream.closed:
+            stream.reconfigure(errors="replace")  # a terminal without arrows (cp1252) shows "?"
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        try:
+            return self.stream.write(text)
+        except (OSError, ValueError):
+            return len(text)
+
+    def flush(self):
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            pass
+
+
+# what a machine may say when a file is written or read, in the middle of a run, too
+FILES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
+FILES |= {errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG}
+FILES |= {errno.EMFILE}
+
+
+def failed_file(error):
+    """What to do where a file cannot be written or read any more, in one line."""
+    reason = getattr(error, "strerror", None) or error
+    place = getattr(error, "filename", None) or "a file"
+    found = one_line(f"{place} cannot be written or read ({reason})")
+    return f"{found}: mend that, and the same command goes on from what is there"
+
+
+def run_tool(main):
+    """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
+    (support.cli.run_script does more)."""
+    sys.stdout, sys.stderr = Steady(sys.stdout), Steady(sys.stderr)
+    try:
+        main()
+    except UserError as mistake:
+        print(f"error: {one_line(mistake)}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in FILES:
+            raise
+        print(f"error: {failed_file(error)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped")
+
+
+def one_line(mistake):
+    """A mistake as a terminal may show it: one line, without control characters of what was
+    found."""
+    return HIDDEN.sub("", " ".join(str(mistake).split()))

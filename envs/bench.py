@@ -24,8 +24,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
-from envs import run_tool
-from envs.arguments import Parser, whole
+from envs.arguments import Parser, run_tool, whole
 
 
 def play_all(players, steps, rng):

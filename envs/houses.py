@@ -34,10 +34,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from envs import UserError, run_tool
+from envs import UserError
 from envs import houses_tables as tables
 from envs.alfworld_engine import Game, names_of
-from envs.arguments import Parser, whole
+from envs.arguments import Parser, run_tool, whole
 
 SIZES = {"train": 2000, "valid_seen": 140, "valid_unseen": 134}
 ROOM_COUNTS = {"train": 30, "valid_unseen": 10}  # rooms per kind to draw from

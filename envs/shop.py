@@ -23,8 +23,8 @@ import re
 import string
 from pathlib import Path
 
-from envs import UserError, run_tool
-from envs.arguments import Parser, text
+from envs import UserError
+from envs.arguments import Parser, run_tool, text
 
 SEED = 5
 PER_KIND = 20

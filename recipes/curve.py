@@ -13,8 +13,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from envs import UserError, run_tool  # noqa: E402
-from envs.arguments import Parser, text  # noqa: E402
+from envs import UserError  # noqa: E402
+from envs.arguments import Parser, run_tool, text  # noqa: E402
 from recipes.compare import band, curve  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 

@@ -21,8 +21,17 @@ import re
 import sys
 from importlib.util import find_spec
 
-from envs import FILES, UserError, arguments, failed_file, one_line
-from envs.arguments import Parser, number, text, whole
+from envs import UserError, arguments
+from envs.arguments import (
+    FILES,
+    Parser,
+    Steady,
+    failed_file,
+    number,
+    one_line,
+    text,
+    whole,
+)
 
 # --max-prompt changes what a prompt that is too long keeps; but then a message asks to change it
 FREE = {
@@ -44,31 +53,6 @@ def quiet_interrupt(kind, error, traceback):
 
 
 sys.excepthook = quiet_interrupt
-
-
-class Steady:
-    """A text stream whose writing never fails: a closed pipe, a full disk or no stream at all must
-    not end a run of days."""
-
-    def __init__(self, stream):
-        self.stream = stream
-        if hasattr(stream, "reconfigure") and not stream.closed:
-            stream.reconfigure(errors="replace")  # a terminal without arrows (cp1252) shows "?"
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        try:
-            return self.stream.write(text)
-        except (OSError, ValueError, AttributeError):
-            return len(text)
-
-    def flush(self):
-        try:
-            self.stream.flush()
-        except (OSError, ValueError, AttributeError):
-            pass
 
 
 def run_script(main):
@@ -99,7 +83,8 @@ def run_script(main):
             raise
         print(f"error: {failed_file(error)}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
+    except Exception as error:
+        # safetensors and torch write files, too, and have errors of their own
         if full := re.search("No space left|Disk quota|File too large|failed writing", str(error)):
             print(f"error: {failed_file(full[0])}", file=sys.stderr)
             sys.exit(2)

@@ -90,6 +90,13 @@ def skills_of(phase_folder):
     return path
 
 
+def unchanged(weights, known):
+    """UserError where weights have another fingerprint than they had when it was written down."""
+    if fingerprint(weights) != known:
+        found = f"{weights} has changed while other policies were played"
+        raise UserError(f"{found}: give the command again with --overwrite")
+
+
 def redo(folder):
     """What to type to make a phase anew: the command that began it."""
     folder = Path(folder)

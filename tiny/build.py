@@ -35,8 +35,8 @@ from torch.func import functional_call
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from envs import UserError, run_tool  # noqa: E402
-from envs.arguments import Parser, number, whole  # noqa: E402
+from envs import UserError  # noqa: E402
+from envs.arguments import Parser, number, run_tool, whole  # noqa: E402
 from tiny import alfworld_lessons, webshop_lessons  # noqa: E402
 
 HERE = Path(__file__).resolve().parent

@@ -17,9 +17,8 @@ write that too.
 import json
 import re
 
-from envs import run_tool
 from envs.alfworld_prompts import read_task, room_list
-from envs.arguments import Parser
+from envs.arguments import Parser, run_tool
 
 VERBS = {"heat": "microwave", "cool": "fridge", "clean": "sinkbasin"}
 CONDITIONS = {
