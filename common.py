@@ -64,14 +64,14 @@ def is_held_out(task_id):  # 1 in 20, fixed by its name, is never trained on: fo
 
 
 def train_tasks(env):
-    """The tasks of the training split, without the held-out ones.  UserError where none is left."""
-    if tasks := [task for task in env.tasks(env.split_names[0]) if not is_held_out(task)]:
-        return tasks
-    raise UserError("all games of the training split are held out: more games are needed")
+    """The tasks of the training split, without the held-out ones."""
+    return [task for task in env.tasks(env.split_names[0]) if not is_held_out(task)]
 
 
 def sample_tasks(tasks, n, stream):
     """n tasks of an iteration, without repetition while there are enough."""
+    if not tasks:
+        raise UserError("all games of the training split are held out: more games are needed")
     return [tasks[i] for i in stream.choice(len(tasks), n, replace=n > len(tasks))]
 
 

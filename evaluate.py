@@ -109,6 +109,8 @@ def split_tasks(env, split):
 def panel_of(env, splits, games=None):
     """{split: tasks}, with `games` only so many of each, evenly spread.  UserError for a split that
     the world does not have."""
+    if not splits:  # a world with a training split only
+        raise UserError("no validation split in this world: add --split held_out")
     known = [*env.split_names, "held_out"]
     if unknown := [split for split in splits if split not in known]:
         raise UserError(f"--split {unknown[0]}: expected some of {', '.join(known)}")

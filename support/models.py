@@ -91,7 +91,7 @@ def check_model(name, args=None):
 def not_gone(name):
     """UserError where a checkpoint is not there any more: its phase goes on and keeps two."""
     if Path(name).parent.name == "checkpoints" and not [*Path(name).glob("*.safetensors")]:
-        fix = "give the command again, which takes a newer one, or wait for the phase to end"
+        fix = "wait for that to end, and give this command again with --overwrite"
         raise UserError(f"{name} is gone, its phase goes on: {fix}")
 
 

@@ -20,7 +20,7 @@ def open_folder(out, question, overwrite):
     try:
         if out.exists() and not out.is_dir():
             raise UserError(f"--out {out} is a file: choose another folder")
-        if any(mark(above) for above in out.resolve().parents):
+        if any(mark(above) for above in out.resolve().parents[:3]):
             found = f"--out {out} lies in a phase's folder, where it would not be safe"
             raise UserError(f"{found}: choose another one")
         there = {one.name for one in out.iterdir()} if out.is_dir() else set()

@@ -1371,8 +1371,7 @@ WORLDS = {
     "    def tasks(self, split): raise OSError('no disk')": "OSError: no disk",
     "    def tasks(self, split): return []": "expected texts as tasks('train'), found []",
     "    def tasks(self, split): return [1, 2]": "expected texts as tasks",
-    "    split_names = 'train'": "expected a training split and others",
-    "    split_names = ('train',)": "expected a training split and others",
+    "    split_names = 'train'": "expected names, the training split first",
     "    max_steps = None": "expected a whole number as max_steps",
     "    def reset(self, *a): return ('x', {})": "has no attribute",
     "    def reset(self, *a): s = super().reset(*a); s.observation = b'x'; return s": "found b'x'",
@@ -1411,9 +1410,11 @@ def test_a_world_whose_training_games_are_all_held_out_is_told(monkeypatch):
     held = next(task for task in Doors().tasks("train") if common.is_held_out(task))
     monkeypatch.setattr(Doors, "tasks", lambda self, split: [held] if split == "train" else [])
     with pytest.raises(UserError, match="held out: more games are needed"):
-        common.train_tasks(Doors())
+        common.sample_tasks(common.train_tasks(Doors()), 2, files.rng("any"))
     with pytest.raises(UserError, match="--split valid has no games here"):
         evaluate.panel_of(Doors(), ["valid"])
+    with pytest.raises(UserError, match="add --split held_out"):
+        evaluate.panel_of(Doors(), Doors.split_names[2:])
 
 
 # ---- B. models -----------------------------------------------------------------------------------
