@@ -143,8 +143,8 @@ def lambda_at(k, lambda_max, k_warm):
 def main():
     parser = make_parser(
         __doc__,
-        minutes=by_preset(laptop=9, paper=None),  # wall-clock of this phase
-        iterations=by_preset(laptop=64, paper=50),
+        minutes=by_preset(laptop=8, paper=None),  # wall-clock of this phase
+        iterations=by_preset(laptop=32, paper=50),
         # late in a phase few groups have a signal, but Adam's steps stay as long as ever
         lr_end=by_preset(laptop=0.1, paper=1.0),
         # no options: constants of (16) that differ by preset

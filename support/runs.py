@@ -444,15 +444,19 @@ class Run:
         write_atomically(self.folder / "done", dump(summary | {"fingerprints": prints}) + "\n")
         self.track.finish()
         release(self.folder)
-        print(f"{self.phase} done: {dump(summary)}", flush=True)
+        how = f"{self.iteration} iterations, {self.spent:.0f} s, ended by {self.ended_by}"
+        print(f"{self.phase} done: {how}", flush=True)
         print(self.what_next(), flush=True)
 
     def what_next(self):
-        """Lines for whoever reads the console: how many task types the skills help, and what to
-        type now."""
+        """Lines for whoever reads the console: how many task types the skills help, what became of
+        the skills, and what to type now."""
         active = [skill for skill in self.bank or [] if skill["status"] == "active"]
         lines = []
-        if self.bank is not None:
+        if self.phase == "distill":
+            n = sum(skill.get("reason") == "absorbed" for skill in self.bank)
+            lines.append(f"{n} of {len(self.bank)} skills absorbed: plain play wins as often now")
+        elif self.bank is not None:
             types = self.types | {skill["task_type"] for skill in self.bank} - {None}
             helped = {skill["task_type"] for skill in active} & types
             lines.append(f"{len(helped)} of {len(types)} task types have a skill that helps")

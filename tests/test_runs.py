@@ -107,6 +107,10 @@ def test_console_lines_have_at_most_100_columns_and_say_what_comes_next(monkeypa
     assert "next: python mine.py --run default" in lines
     assert "next: python distill.py --run default" in lines
     assert "1 of 1 task types have a skill that helps" in lines
+    run_main(monkeypatch, distill, *MINE[:-2])
+    lines += capsys.readouterr().out.splitlines()
+    assert any(re.fullmatch(r"\d of \d+ skills absorbed: .*", line) for line in lines)
+    assert max(map(len, lines)) <= 100
 
 
 def test_a_console_line_after_a_day_has_at_most_100_columns():
