@@ -158,7 +158,7 @@ def sha256(path):
 
 def seal(folder):
     """Writes down what a finished folder holds, with everything in it on disk before."""
-    files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+    files = sorted(one for one in Path(folder).iterdir() if one.is_file() and one.name != SEAL)
     for file in files:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
