@@ -13,7 +13,7 @@ gradient.
     one GPU     python warmup.py --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --engine vllm
     many        bash recipes/qwen7b.sh    (accelerate launch, FSDP)
     GiGPO only  python warmup.py --run NAME-gigpo --model runs/NAME/warmup/policy --stop-at 0 \
-                    --lr-end 0.1 --minutes 10.5    (SIRI's control, for the same minutes)
+                    --lr-end 0.1 --minutes 5      (SIRI's control, for the same minutes)
 
 Interrupted?  The same command goes on after the last finished iteration.
 """

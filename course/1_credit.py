@@ -4,10 +4,14 @@
 # **Goal.** Compute by hand what GiGPO thinks of every step: returns (1), episode advantage (4),
 # step advantage (6), their sum (7).
 #
+# **Words.** An *advantage* says how much better a step went than others that it can be compared
+# with. A *row* is one step as training data (chapter 0). A *group* is all tries of one game.
+#
 # **Read.** `common.py`: `discounted_returns`, `normalise`, `anchor_groups`, `gigpo_advantages`.
 # Forty lines, two ideas.
 #
-# **Minutes.** 40, of which half a minute is computing.
+# **Minutes.** 40, of which ten seconds are computing (a minute more where the small run of the
+# course is not there yet). E1 and E2 come first, on paper: this page shows their answers.
 
 # %%
 import sys
@@ -24,10 +28,25 @@ import numpy as np
 from common import anchor_groups, discounted_returns, gigpo_advantages
 
 # %% [markdown]
+# ## The arithmetic
+#
+# * (1) The return of a step: its reward plus gamma times the next step's return, gamma = 0.95. A
+#   win soon is worth more than a win late.
+# * (3) The score e of a row: the rewards of its whole try. An ill-formed response costs 0.1 in its
+#   own row (2), (3).
+# * (4) The *episode advantage* A^E = (e - mean) / std over **all rows of the group**: was this try
+#   better than the others? (A long try has more rows, so it counts more in mean and std.)
+# * (6) The *step advantage* A^S: the same with the returns, over the rows of the group that were in
+#   the **same state**: was this step better than other visits? A state that was seen once gives 0.
+# * (7) A = A^E + omega A^S, with omega = 1.
+#
+# std is that of a sample (n - 1). With `mean_norm` (8), which a laptop uses, there is no division
+# by it: A stays in rewards, of which a win has 10.
+#
 # ## Two tries of one game
 #
 # One try wins in two steps: states `s`, `a`. The other loses in one: state `s`. What is each step
-# worth? **Write your guess down first.**
+# worth? **Write your guess down first** (that is E1). In the table, row `0.1` is step 1 of try 0.
 
 # %%
 win = {"group": "g", "rewards": [0, 10], "valid": [True, True], "anchors": ["s", "a"]}
@@ -40,9 +59,11 @@ for mode in ("mean_std_norm", "mean_norm"):
     table([[f"{r['episode']}.{r['t']}"] + [r[k] for k in keys] for r in rows], head=["row", *keys])
 
 # %% [markdown]
-# The first step of the win is better than the second: it is compared with *another visit of the
-# same state* that led to a loss. The second state was seen once, so nothing is known about the step
-# (A^S = 0), only about the try (A^E).
+# The scores of the three rows are 10, 10 and 0: mean 6.67, std 5.77, so A^E of a winning row is
+# 0.577 and not 0.707 as for two tries of equal weight. The first step of the win is better than the
+# second: it is compared with *another visit of the same state* that led to a loss. The second state
+# was seen once, so nothing is known about the step (A^S = 0), only about the try (A^E). The loser's
+# one step pays for both.
 #
 # ## A real group
 #
@@ -104,6 +125,10 @@ figure.colorbar(image)
 plt.show()
 
 # %% [markdown]
+# Every row of the figure is a try. All steps of a won try are violet, but not equally: where they
+# differ along a row, A^S has a say. Darkest is a step in a state from which the other tries lost,
+# or came to the win later.
+#
 # ## Look
 #
 # `python evaluate.py --run course --report` writes `runs/course/report.html`. Section 3 is this
@@ -126,6 +151,9 @@ for mode in ("mean_std_norm", "mean_norm"):
     print(mode, [round(r["advantage"], 2) for r in gigpo_advantages(all_lost, mode=mode)])
 
 # %% [markdown]
+# With the std one ill-formed response among sixteen equal rows gets -3.75, twice what the loss
+# above got, and all others +0.25 for nothing. Without it, it gets what it cost.
+#
 # > **What would break it?** Groups keyed by task *type* instead of by task: a win in an easy game
 # > makes every loss in a hard one look bad. Anchors compared across groups: the same corridor in
 # > another house. A std over tries that are all alike: noise divided by noise (`normalise` treats a

@@ -4,10 +4,10 @@
 # **Goal.** See which wins are chosen, what the policy is asked, what it writes, and what is
 # refused.
 #
-# **Read.** `mine.py`: `choose_successes`, `write_skills`; `envs/__init__.py`: `check_skill`;
-# `common.py`: `retrieve`.
+# **Read.** `mine.py`: `choose_successes`, `write_skills`, `mine_skills`; `envs/__init__.py`:
+# `check_skill`; `common.py`: `retrieve`.
 #
-# **Minutes.** 30, of which one is computing.
+# **Minutes.** 30, of which ten seconds are computing.
 
 # %%
 import sys
@@ -28,8 +28,9 @@ print(f"{len(pool)} episodes in the pool, {sum(r['success'] for r in pool)} of t
 # %% [markdown]
 # ## Which wins?
 #
-# From groups with mixed outcomes first, then the shortest: contrast and brevity make the cause of
-# success visible.
+# The *pool* is all tries of the last iterations of warm-up. Of each type of task a few wins are
+# chosen, one per game: from groups with mixed outcomes first, then the shortest. Contrast and
+# brevity make the cause of success visible.
 
 # %%
 chosen = choose_successes(pool, [], [], per_type=4)
@@ -42,7 +43,8 @@ table(
 # %% [markdown]
 # ## What the policy is asked
 #
-# Its own transcript, and then the beginning of a hint.
+# The prompt is the transcript of its own win, and then the beginning of a hint, which it goes on
+# with.
 
 # %%
 prompt = env.summary_prompt(chosen[0], policy.style)
@@ -56,8 +58,12 @@ print(f"\n{len(refused)} refused:")
 table([[r["reason"], r["answer"].strip()[:70]] for r in refused] or [["-", "-"]])
 
 # %% [markdown]
-# A skill may not name *cabinet 3*: that cannot transfer. **Predict**: what happens to the share of
-# refused answers if the temperature rises from 0.2 to 1.5?
+# Three reasons to refuse an answer. *Names a numbered instance*, such as cabinet 3: that cannot
+# help in another house. *For one object only* ("when you need a laptop ..."): too few games are for
+# it to prove anything. *Near duplicate*: at least 80 % of its words are those of a skill that is
+# there.
+#
+# **Predict**: what happens to the refused answers if the temperature rises from 0.2 to 1.5?
 
 # %%
 for temperature in (0.2, 0.7, 1.5):
@@ -89,9 +95,8 @@ if len(new) > 1:
 # 1. Let `choose_successes` take the *longest* wins (`-len(record["steps"])`). What do the skills
 #    say now?
 # 2. Write a skill yourself that you believe in, and one that sounds as good and is useless. Keep
-#    both for chapter 4.
-# 3. **E10** The task types of WebShop are one type. Write the two sentences that are left to say
-#    about its skills after the hour of `docs/results.md`. `python -m course.check E10`
+#    both for chapter 4. (`new[0] | {"condition": "...", "strategy": "..."}`; a stand-in knows only
+#    the words that you see above.)
 #
 # > **What would break it?** Mining from an untrained policy: it wins by luck, and writes luck down
 # > (the paper loses 10 points without phase 0). Reading the episodes that were played *with* a

@@ -6,7 +6,7 @@
 #
 # **Read.** `mine.py`: `paired_groups`, `pair_effects`, `credit`, `effect_interval`.
 #
-# **Minutes.** 45, of which three are computing.
+# **Minutes.** 45, of which half a minute is computing.
 
 # %%
 import sys
@@ -26,8 +26,12 @@ from mine import credit, effect_interval, pair_effects, paired_groups
 # %% [markdown]
 # ## One pair
 #
-# Four tries with the skill, four without, same game, same start. D_g (14) is the difference of
-# their success.
+# A *pair* is one game played four times with the skill in the prompt and four times without it,
+# from the same start. Its effect D_g (14) is the share of wins with it minus the share without it.
+# A skill begins as a *candidate*. Its *utility* u (15) is the running mean of its effects. From
+# `n_eval` pairs on (here 3) a candidate with u > 0.05 is *promoted*: it becomes active (16). A
+# skill whose u stays below zero is *retired*, and so is one that is still a candidate after three
+# times `n_eval`.
 
 # %%
 env = world()
@@ -50,18 +54,22 @@ games = [t for t in train_tasks(env) if retrieve([skill], task_text(env, t), env
 plays, shown = paired_groups([(t, [skill]) for t in games], 8, seed=7, k=0, phase="fresh")
 pairs = pair_effects(rollout(policy, env, plays), shown)
 deltas = [pair["delta"] for pair in pairs]
-print("own pairs that promoted it:", skill["deltas"])
-print("fresh pairs:               ", deltas)
+print("the run's own pairs:", skill["deltas"])
+print("fresh pairs:        ", deltas)
 print(
     f"own mean {np.mean(skill['deltas']):+.3f}, fresh mean {np.mean(deltas):+.3f}, fresh interval "
     f"{effect_interval(deltas)}"
 )
 
 # %% [markdown]
+# This skill was promoted by its own pairs. Sixteen fresh ones cannot tell it from
+# a useless one: zero lies well inside their interval (mean, low, high).
+#
 # ## How noisy is one pair? (E3)
 #
 # If a try wins with p = 0.5 whatever the prompt, what is the standard deviation of D_g with 4 + 4
-# tries? **Compute it before you run.**
+# tries? And that of its running mean u <- 0.8 u + 0.2 D_g? **Compute both before you run.** (One
+# try has the variance p (1 - p). Variances of independent things add up.)
 
 # %%
 stream = np.random.default_rng(0)
@@ -77,7 +85,7 @@ print(f"of a running mean with a = 0.2, after many pairs: {u.std():.3f}")
 # %% [markdown]
 # ## How often is a useless skill promoted? (E4)
 #
-# Ten lines: the project's own rule on 4,000 useless skills.
+# The project's own rule on 4,000 useless skills. **Guess first.**
 
 
 # %%
@@ -111,6 +119,10 @@ table(
 )
 
 # %% [markdown]
+# Two in five useless skills pass at their first decision, more than half of them in the end. (The
+# column is not monotone: a mean of exactly zero, which does not pass, is likeliest with two pairs.)
+# To be promoted is weak evidence. So chapter 5 looks at every single pair once more.
+#
 # ## Regression to the mean
 #
 # Among many skills with a *true* effect of +.10, those that are promoted show more than +.10 in the
@@ -150,10 +162,10 @@ plt.show()
 #
 # ## Exercises
 #
-# * **E3** and **E4**: `python -m course.check E3`, `E4`. Then: what does n_eval = 8 cost, in
-#   episodes?
-# * Put your own two skills of chapter 3 into `paired_groups` and measure them. How many pairs until
-#   you are sure which is which?
+# * **E3** and **E4**: `python -m course.check E3`, `E4` say what is asked, and check it. Then: what
+#   does n_eval = 8 cost, in episodes a skill?
+# * Put your own two skills of chapter 3 into `paired_groups` in place of `skill` and measure them.
+#   How many pairs until you are sure which is which?
 # * Two skills are shown at once and the group wins more. Which one is credited? What would you
 #   change in phase 1 to know?
 #

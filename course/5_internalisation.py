@@ -1,12 +1,12 @@
 # %% [markdown]
 # # 5 · Internalisation
 #
-# **Goal.** Gate, weight and mask of real episodes; one update; the same game before and after,
-# under the plain prompt.
+# **Goal.** Teach the policy to act without the skill as it acted with it. Which tokens are taught
+# (gate and mask), how strongly (weight), and what one update does to the plain prompt.
 #
 # **Read.** `distill.py`: `action_token_mask`, `token_weights`, `plain_twins`, `siri_loss`.
 #
-# **Minutes.** 45, of which two are computing.
+# **Minutes.** 45, of which half a minute is computing.
 
 # %%
 import sys
@@ -36,6 +36,8 @@ from support.packing import merge_prefixes
 
 # %% [markdown]
 # ## Paired groups with the best skills
+#
+# As in chapter 4: half of each group plays with the best active skills in the prompt, half without.
 
 # %%
 env, policy = world(), policy_after("mine")
@@ -54,9 +56,15 @@ print(
 # %% [markdown]
 # ## Gate, weight, mask
 #
-# (17) M = 1 for the action tokens of skill episodes in groups that the skill helped. (18) w =
-# clip(A, 0, 2), A in units of a win. **Predict** before running: what does a step with A = -3
-# weigh? One with A = +31?
+# A *twin* of a row is the same response under the plain prompt: the hint is taken out, all else
+# stays. Twins are made of the skill episodes of groups with an *open gate*: the skill helped, D_g >
+# 0.
+#
+# * (17) M = 1 for the twin's action tokens, 0 for all others.
+# * (18) w = clip(A, 0, 2), the row's own advantage in units of a win (`unit=10.0`: here a win is
+#   10).
+#
+# **Predict** before running: what does a step with A = -3 weigh? One with A = +31?
 
 # %%
 for A in (9.0, -3.0, 31.0):
@@ -75,12 +83,16 @@ for s in example["steps"][:6]:
     )
 
 # %% [markdown]
-# In brackets: the tokens that are taught (M = 1), wherever w > 0. The end of the line is no action.
+# `token_weights` returns M per token and w. In brackets: the tokens that are taught (M = 1), with
+# the row's w. The end of the line is no action. A useless step of a won episode is taught a little,
+# too.
 #
 # ## Before and after, under the plain prompt
 #
-# The log-prob of the taught tokens is the number that shows internalisation. One update with L_int,
-# one without (lambda = 0), from the same weights.
+# (19) L_int is minus the mean of w log pi over the taught tokens, under the plain prompt. (20) The
+# whole loss is that of GiGPO plus lambda L_int. The log-prob of the taught tokens is the number
+# that shows internalisation. One update without L_int (lambda = 0) and one with it, from the same
+# weights. **Predict**: does GiGPO alone raise it, too?
 
 
 # %%
@@ -120,10 +132,12 @@ for lam in (0.0, 5.0):
     )
 
 # %% [markdown]
-# GiGPO alone hardly moves it: skill episodes are rows of L_GiGPO, too, but under *their* prompt.
-# Sharing weights is not enough; L_int is the part that reaches the plain prompt.
+# GiGPO alone hardly moves it, or lowers it: skill episodes are rows of L_GiGPO, too, but under
+# *their* prompt. Sharing weights is not enough; L_int is the part that reaches the plain prompt.
 #
 # ## One game
+#
+# The first action of the episode above: how likely is it, without the skill and with it?
 
 # %%
 plain, skilled = (
@@ -158,10 +172,13 @@ table(
 # ## Exercises
 #
 # * **E5** Predict, then compare: success without L_int; with useless skills; with twice the
-#   episodes and no skills. `python -m course.check E5`
+#   episodes and no skills. `python -m course.check E5` (The README of the project tells: do not
+#   look.)
 # * **E9** Which tokens of a response have M = 1? Capitals in tags, a one-letter action, an action
 #   that is split inside a token. `python -m course.check E9`
 # * **E6** Write the gate by *utility* (u > 0 instead of D_g > 0) as a patch of `plain_twins`.
+#   `python -m course.check E6`
+# * **E8** Four silent bugs: `course/bugs/README.md`. Begin with its second table.
 #
 # > **What would break it?** Twins under the *skill* prompt: L_int falls beautifully and nothing is
 # > internalised, since the student never sees what it will be asked. A gate on success instead of

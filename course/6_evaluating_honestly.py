@@ -4,9 +4,10 @@
 # **Goal.** Know how far a number can be trusted: intervals, pairs, games against episodes, seeds
 # against luck.
 #
-# **Read.** `evaluate.py`: `interval`, `design_effect`, `paired_difference`; `docs/results.md`.
+# **Read.** `support/intervals.py`: `interval`, `design_effect`, `paired_difference`;
+# `docs/results.md`.
 #
-# **Minutes.** 40, of which one is computing.
+# **Minutes.** 40, of which a quarter of a minute is computing.
 
 # %%
 import sys
@@ -22,13 +23,14 @@ import numpy as np
 from scipy import stats
 
 from common import Play, rollout
-from evaluate import interval, paired_difference
+from support.intervals import interval, paired_difference
 
 # %% [markdown]
 # ## Two policies, the same games
 #
 # The policy after warm-up and the one after distillation play the same games with the same random
-# streams.
+# numbers, each game twice. In brackets: the interval that holds the true share 95 times of a
+# hundred, computed over games.
 
 # %%
 env = world()
@@ -54,8 +56,8 @@ print(
 )
 
 # %% [markdown]
-# The pairs know more than the two intervals side by side: what makes a game hard is the same for
-# both policies and cancels.
+# A paired difference is taken game by game, and then averaged. It knows more than the two intervals
+# side by side: what makes a game hard is the same for both policies and cancels.
 #
 # ## Repetitions are no new games
 #
@@ -76,6 +78,9 @@ print(
 )
 
 # %% [markdown]
+# Twenty games played five times are worth about 35 games, not a hundred. `design_effect` measures
+# from the results themselves how much repetitions are worth, and `interval` is as wide as that.
+#
 # ## Two public exhibits
 #
 # Same method, same model, same games, three seeds: GRPO with a 7B model on ALFWorld won 104, 78 and
@@ -107,8 +112,8 @@ plt.show()
 # %% [markdown]
 # ## How many seeds?
 #
-# Runs differ by sigma (above: .14). To see a difference of .02 with three seeds per arm is
-# hopeless; how many would it take?
+# Runs differ by sigma, the standard deviation over seeds (above: .14). To see a difference of .02
+# with three seeds per arm is hopeless; how many would it take?
 
 # %%
 for sigma in (0.14, 0.05, 0.02):
@@ -128,6 +133,8 @@ for sigma in (0.14, 0.05, 0.02):
 # ## Exercises
 #
 # * **E5** `python -m course.check E5`: three ablations, predicted before they are looked up.
+# * **E10** Write the two sentences that the hour on WebShop in `docs/results.md` allows.
+#   `python -m course.check E10`
 # * Evaluate at temperature 1.0 as well. Does the order of the arms stay? Whose number should be
 #   reported?
 # * Tune anything on the validation games for ten tries and take the best. How much better does it

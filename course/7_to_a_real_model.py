@@ -7,7 +7,11 @@
 # **Read.** `docs/gpus.md`, `support/chat.py`, `recipes/plan.py`, `support/models.py` (what is
 # checked before a run).
 #
-# **Minutes.** 40, of which one is computing. No GPU is needed for this chapter.
+# **Words.** *LoRA*: the model's weights stay, and small added matrices (adapters) are trained. *KV
+# cache*: what a model keeps of the tokens it has read while it samples. *vLLM*: a fast sampler for
+# GPUs.
+#
+# **Minutes.** 40, of which a quarter of a minute is computing. No GPU is needed for this chapter.
 
 # %%
 import sys
@@ -30,8 +34,8 @@ from tests.conftest import make_chat_model
 # %% [markdown]
 # ## A chat model in miniature
 #
-# Random weights, but all else as in Qwen2.5-Instruct: chat template, byte-level tokens, free
-# decoding.
+# Random weights, but all else as in Qwen2.5-Instruct: a chat template, tokens made of bytes, and
+# responses that may be anything (not constrained to the allowed actions, as a stand-in's are).
 
 # %%
 folder = make_chat_model(Path(tempfile.mkdtemp()) / "model")
@@ -71,7 +75,9 @@ for response in (
 # %% [markdown]
 # ## What a run will need
 #
-# From the model's config alone: memory by part, seconds, money.
+# From the model's config alone: memory by part, seconds, money. `--price` is that of a GPU hour.
+# Look for three lines: the sum of the memory while updating, whether the sampler's cache fits, and
+# the cost of all three phases (150 iterations).
 
 
 # %%
@@ -86,7 +92,7 @@ plan("--gpus", "1", "--lora-rank", "64", "--gradient-checkpointing", "--price", 
 # %% [markdown]
 # ## The commands
 #
-# The same four scripts:
+# The same four scripts (`bash recipes/qwen_lora.sh alfworld 1.5B` has them with all options):
 #
 # ```
 # python warmup.py  --preset paper --model Qwen/Qwen2.5-1.5B-Instruct --dtype bfloat16 --engine vllm
@@ -102,7 +108,7 @@ plan("--gpus", "1", "--lora-rank", "64", "--gradient-checkpointing", "--price", 
 # | advantages | mean only | mean and std |
 # | pi_old | the sampler's log-probs | computed again by the trainer |
 # | KL to the base | off | beta = 0.01 |
-# | learning rate | 5e-4 | 1e-6 (LoRA: ten times that) |
+# | learning rate | 5e-4 | 1e-6 (adapters: 3e-6 to 1e-5) |
 #
 # ## Exercises
 #

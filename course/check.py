@@ -144,6 +144,8 @@ def few_games():
 LEAVE_ONE_OUT = """
 import numpy as np
 from common import normalise
+lonely = normalise(np.array([3.0]), "mean_norm", 1e-6)
+assert np.isfinite(lonely).all(), f"a state that was seen once has no others: {lonely}"
 for values in ([10.0, 0, 0, 10], [1.0, 2, 6], [5.0, 5]):
     mine = normalise(np.array(values), "mean_norm", 1e-6)
     others = [x - (sum(values) - x) / (len(values) - 1) for x in values]
@@ -161,16 +163,18 @@ class Policy:
 ids = [ord(c) for c in "go"]
 step = {"observation": "", "admissible": [], "response_ids": ids, "response": "go"}
 step |= {"logprobs": [0, 0], "allowed": [None, None]}
-def record(name, condition, utility):
-    skills = [{"utility": utility, "skill_id": name}] if condition == "skill" else []
+def record(name, condition, *utilities):
+    skills = [{"utility": u, "skill_id": name} for u in utilities]
     new = step | {"action": "go", "valid": True, "advantage": 1.0}
     about = {"group_id": name, "condition": condition, "skills": skills, "task": ""}
     return about | {"success": True, "steps": [new]}
-records = [record("a", "skill", 0.3), record("b", "skill", -0.1), record("a", "plain", 0)]
+records = [record("a", "skill", 0.3), record("b", "skill", -0.1), record("a", "plain")]
+records += [record("b", "skill", 0.3, -0.1)]
 plain_twins(Policy(), None, records, {"a": -0.5, "b": 0.5})
-gates = [r["steps"][0]["gate"] for r in records]
-assert gates == [1, 0, 0], (
-    f"gates {gates}: expected 1 for u = +.3 (D_g = -.5), 0 for u = -.1 (D_g = +.5), 0 for plain")
+gates = [int(r["steps"][0]["gate"]) for r in records]
+assert gates == [1, 0, 0, 0], (
+    f"gates {gates}: expected 1 for u = +.3 (D_g = -.5), 0 for u = -.1 (D_g = +.5), 0 for plain, "
+    "0 for two skills with u = +.3 and -.1")
 """
 
 
@@ -183,14 +187,14 @@ def try_patch(path, test):
         for name in ("common.py", "warmup.py", "mine.py", "distill.py", "envs", "support"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, Path(folder) / name)
-        applied = subprocess.run(
-            ["git", "apply", str(Path(path).resolve())], cwd=folder, capture_output=True, text=True
-        )
-        if applied.returncode:
+        here = {"cwd": folder, "capture_output": True, "text": True}
+        patch = str(Path(path).resolve())
+        applied = subprocess.run(["git", "apply", patch], **here)
+        # a change that still stands in the files is in the copy already
+        is_there = not subprocess.run(["git", "apply", "-R", "--check", patch], **here).returncode
+        if applied.returncode and not is_there:
             return f"the patch does not apply: {applied.stderr.strip().splitlines()[0]}"
-        made = subprocess.run(
-            [sys.executable, "-c", test], cwd=folder, capture_output=True, text=True
-        )
+        made = subprocess.run([sys.executable, "-c", test], **here)
         return made.stderr.strip().splitlines()[-1] if made.returncode else None
 
 
@@ -245,65 +249,95 @@ def masks():
 
 # ---- the exercises -----------------------------------------------------------------------------
 
-GROUP = """A group has two tries: a win (rewards 0, 10; states s, a) and a loss (reward 0; state s);
-gamma 0.95, omega 1, all well-formed."""
-NINE = "Nine numbers: A^E of the three rows, then A^S, then A."
+GROUP = """  One game was tried twice: a group of two tries.  The win has two steps, in the
+  states s and a, with rewards 0 and 10.  The loss has one, in the state s, with reward 0.
+  Row 1: the win in s.  Row 2: the win in a.  Row 3: the loss in s.
+  gamma is 0.95, omega is 1, all responses are well-formed.  Mean and std of (4) are those of the
+  rows, so a try of two steps counts twice."""
+NINE = """Nine numbers: A^E of (4) of the rows 1, 2, 3; A^S of (6) of the rows 1, 2, 3; A of (7) of
+the rows 1, 2, 3."""
 BUGS = {"1": "assign_advantages", "2": "plain_twins", "3": "plain_twins", "4": "update"}
 EXERCISES = {  # name: question, what computes the answer, tolerance
-    "E1": (f"{GROUP} With the std.\n{NINE}", lambda: advantages("mean_std_norm"), 0.01),
-    "E2": (f"{GROUP} Without the std (mean_norm).\n{NINE}", lambda: advantages("mean_norm"), 0.01),
+    "E1": (
+        f"Advantages by hand, with the std (of n - 1).\n{GROUP}\n{NINE}",
+        lambda: advantages("mean_std_norm"),
+        0.01,
+    ),
+    "E2": (
+        f"Advantages by hand, without the std (8).\n{GROUP}\n{NINE}",
+        lambda: advantages("mean_norm"),
+        0.01,
+    ),
     "E3": (
-        """A try wins with p = .5 whatever the prompt; 4 + 4 tries a pair.
-Two numbers: the standard deviation of one D_g, and of its running mean with a = .2 after many
-pairs.""",
+        """How noisy is the effect of a skill?
+  A try wins with p = .5, with the skill or without it.  A pair is 4 tries with it and 4 without it.
+  D_g is the share of wins with it minus the share without it.  Its running mean u is, after each
+  pair, 0.8 u + 0.2 D_g.
+Two numbers: the standard deviation of one D_g, and that of u after many pairs.""",
         noise,
         0.01,
     ),
     "E4": (
         """How often is a useless skill promoted by `mine.credit`?
-Six numbers: at its first decision and over its life, for n_eval 2, then 4, then 8.  (Simulate; ten
-lines are enough.)""",
+  Useless: a try wins with p = .5, with the skill or without it; 4 + 4 tries a pair.  Promoted: its
+  status becomes `active`.  The first decision falls at pair n_eval; at 3 n_eval pairs at the latest
+  a candidate is retired, and its life is over.
+Six numbers, within .03: at its first decision and ever in its life, for n_eval 2; then both for 4;
+then both for 8.  Simulate it: ten lines and a few thousand skills are enough.""",
         promotion,
         0.03,
     ),
     "E5": (
         """Three ablations, predicted: success minus that of SIRI.
-Validation games, mean of three seeds after 6 iterations of distillation.  Three numbers: without
-L_int; with useless skills in place of the mined ones; GiGPO with twice the episodes.""",
+  ALFWorld's validation games under the plain prompt, mean of three seeds, after 6 iterations of
+  distillation.  Useless skills: sentences that sound like skills and say nothing that helps.
+Three numbers, within .1: without L_int; with useless skills in place of the mined ones; GiGPO
+(no skills at all) with twice the episodes.""",
         ablations,
         0.1,
     ),
     "E6": (
-        """Write as patches (git diff > FILE): a baseline, and a gate.
-The leave-one-out baseline in `common.normalise` (mean_norm: a value minus the mean of the others),
-and the gate by utility in `distill.plain_twins` (u > 0 of all skills shown, instead of D_g > 0).
+        """Two changes of the method as patches: a baseline, and a gate.
+  The baseline: in `common.normalise` with mean_norm, a value minus the mean of the *others* (a
+  value without others must stay finite).  The gate: in `distill.plain_twins`, open where all skills
+  shown have u > 0, instead of where D_g > 0; closed for plain episodes.
+  Change the file, `git diff > my.patch`, and take the change back with `git apply -R my.patch`.
 Type: the patch files.""",
         None,
         None,
     ),
     "E7": (
-        """What does --omega 0 do with a hundred training games?
-To unseen games at the end (type `better` or `worse`), and to the steps of an episode (`more` or
-`fewer`).""",
+        """What does --omega 0 do where there are only a hundred training games?
+  SIRI, ten minutes after mining, against the default omega 1.  Remember what the step advantage
+  (6) still rewards in a group where every try wins.
+Two words: are unseen games won `better` or `worse`; has an episode `more` or `fewer` steps?""",
         few_games,
         None,
     ),
     "E8": (
         """Four silent bugs were each put into a distillation.
-course/bugs/README.md shows what the metrics said.  In which function is the bug of run 1, 2, 3, 4?
-Type four function names.""",
+  course/bugs/README.md shows what the metrics said.  In which function is the bug of run 1, 2, 3,
+  and 4?  One of these (a function may have two): rollout, assign_advantages, gigpo_advantages,
+  pair_effects, action_token_mask, token_weights, plain_twins, siri_loss, policy_loss, update.
+Four function names.""",
         lambda: BUGS,
         None,
     ),
     "E9": (
-        "Which tokens have M = 1?  Count from 1, join with +, as 2+3.\n"
-        + "\n".join(f"  {name}: " + " | ".join(tokens) for name, tokens in RESPONSES.items()),
+        """Which tokens have M = 1?
+  A token has M = 1 if it holds a part of the action's text, be it one letter.  The text between
+  the tags is the action, without blanks at its ends; tags may have capitals.
+"""
+        + "\n".join(f"  {name}: " + " | ".join(tokens) for name, tokens in RESPONSES.items())
+        + "\nThree answers, for a, b and c: count tokens from 1 and join with +, as 2+3.",
         masks,
         None,
     ),
     "E10": (
         """Write the two sentences that the hour on WebShop allows.
-Read docs/results.md (the real 1,000 products).  Type them in quotation marks.""",
+  Read "WebShop, the real 1,000 products" in docs/results.md.  What may one say about SIRI and GiGPO
+  after it, and what not?  No program can judge that: you are shown four points to look for.
+Type your sentences in quotation marks.""",
         None,
         None,
     ),
@@ -315,8 +349,15 @@ ALLOWED = """What it allows, in two sentences:
   "The two were given equal time, not equal episodes (GiGPO made 231 iterations, SIRI 133, on cores
    that were shared for a part of it), so nothing follows for a 7B model, for another catalogue, or
    for the 8.5 points of the paper."
-Yours passes if it names (1) the number of seeds, (2) what the interval is over, (3) what was held
-equal and what was not, and (4) claims nothing beyond this stand-in and this catalogue."""
+Yours pass if they name (1) the number of seeds, (2) what the interval is over, (3) what was held
+equal and what was not, and (4) claim nothing beyond this stand-in and this catalogue."""
+
+
+def same_words(text, value):
+    """Whether an answer in words is right.  Capitals, brackets, a module before a function's name,
+    the order of 5+6+7, and commas in place of its + do not matter."""
+    asked = re.split("[+,]", text.lower().replace(" ", "").strip("()").rpartition(".")[2])
+    return sorted(asked) == sorted(str(value).split("+"))
 
 
 def compare(expected, given, tolerance):
@@ -328,10 +369,10 @@ def compare(expected, given, tolerance):
     fine = True
     for (name, value), text in zip(expected.items(), given):
         if tolerance is None:
-            right = text.strip("()").rpartition(".")[2] == str(value)
+            right = same_words(text, value)
         else:
             try:
-                right = abs(float(text) - value) <= tolerance + 1e-9
+                right = abs(float(text.replace(",", ".")) - value) <= tolerance + 1e-9
             except ValueError:
                 raise UserError(f"{name}: expected a number, found {text!r}") from None
         fine &= right
@@ -387,7 +428,7 @@ def main():
         words = " ".join(answer).split()
         if len(words) < 12:
             raise UserError(f"two sentences are expected, {len(words)} words were typed")
-        print(ALLOWED)
+        print(ALLOWED)  # judged by who wrote them
         return
     else:
         fine = compare(compute(), answer, tolerance)

@@ -58,6 +58,8 @@ def small_run(until="distill"):
     for phase, arguments in PHASES.items():
         if not (FOLDER / "runs" / "course" / phase / "done").exists():
             began = time.time()
+            # named before it runs: a minute of silence looks like a crash
+            print(f"{phase}.py {' '.join(arguments[2:])}: ", end="", flush=True)
             if IS_TINY and phase == "distill":
                 write_jsonl(FOLDER / "bank.jsonl", mined_skills())
                 arguments = [*arguments, "--skills", "bank.jsonl"]
@@ -74,7 +76,7 @@ def small_run(until="distill"):
                     f"{phase}.py ended with code {made.returncode}: "
                     f"{made.stderr.strip().splitlines()[-1]}"
                 )
-            print(f"{phase}.py {' '.join(arguments[2:])}: {time.time() - began:.0f} s")
+            print(f"{time.time() - began:.0f} s", flush=True)
         if phase == until:
             break
     return FOLDER / "runs" / "course"

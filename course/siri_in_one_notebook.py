@@ -5,12 +5,13 @@
 # skill in paired games, and then **trains itself to act as if it still saw** the useful ones. At
 # the end the skills are thrown away.
 #
-# Everything is here: a language model of 0.1 million parameters, GiGPO, and the three phases of
-# SIRI (arXiv 2606.02355). The method itself, from credit to internalisation, is about 160 lines;
-# the rest is the model and its schooling, playing, and drawing. It runs in a minute on one core.
-# Only the toy world is imported. Numbers in brackets are the method's equations, as in the
-# project's `docs/method.md`; the project's own functions compute the same values
-# (`tests/test_course.py` checks that they do).
+# Everything is here: a language model of 0.1 million parameters (the *policy*: it chooses the
+# actions), GiGPO (policy gradient that compares several tries of the same game), and the three
+# phases of SIRI (arXiv 2606.02355), which adds the skills to GiGPO. The method itself, from credit
+# to internalisation, is about 160 lines; the rest is the model and its schooling, playing, and
+# drawing. It runs in a minute on one core. Only the toy world is imported. Numbers in brackets are
+# the method's equations, as in the project's `docs/method.md`; the project's own functions compute
+# the same values (`tests/test_course.py` checks that they do).
 
 # %%
 import re
@@ -85,9 +86,8 @@ class Policy(torch.nn.Module):
         self.layers = torch.nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.head = torch.nn.Linear(width, len(WORDS))
 
-    def forward(
-        self, ids
-    ):  # (B, T) -> logits (B, T, V); each position sees itself and what is before it
+    def forward(self, ids):
+        """(B, T) -> logits (B, T, V); a position sees itself and what is before it."""
         T = ids.shape[1]
         causal = torch.nn.Transformer.generate_square_subsequent_mask(T)
         return self.head(
@@ -95,7 +95,8 @@ class Policy(torch.nn.Module):
         )
 
 
-def padded(lists):  # on the right: a causal model never looks there
+def padded(lists):
+    # on the right: a causal model never looks there
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(one) for one in lists], batch_first=True)
 
 
@@ -103,13 +104,11 @@ def logprobs(policy, prompts, responses):
     """(B, R) log pi(y_j | prompt, y_<j), and a mask of the tokens that are there."""
     logp = policy(padded([p + y for p, y in zip(prompts, responses)])).log_softmax(-1)
     y, there = padded(responses), padded([[1] * len(one) for one in responses])
-    at = torch.tensor([len(p) - 1 for p in prompts])[:, None] + torch.arange(
-        y.shape[1]
-    )  # token j is predicted one before it
+    # token j is predicted one position before it
+    at = torch.tensor([len(p) - 1 for p in prompts])[:, None] + torch.arange(y.shape[1])
     at = at.clamp(max=logp.shape[1] - 1)
-    return logp.gather(1, at[..., None].expand(-1, -1, logp.shape[2])).gather(2, y[..., None])[
-        ..., 0
-    ], there
+    rows = logp.gather(1, at[..., None].expand(-1, -1, logp.shape[2]))  # (B, R, V)
+    return rows.gather(2, y[..., None])[..., 0], there
 
 
 @torch.no_grad()
@@ -153,9 +152,8 @@ def example():
         )
         action = hint[0]["strategy"] if hint and t == 0 else action
         text += action + "\n"
-        if (
-            found and action[:4] == "take"
-        ):  # a win, which can be written down: the place before the last action
+        if found and action[:4] == "take":
+            # a win, which can be written down: the place before the last action
             return encode(env.prompt(env.task, [], now, hint, "compact")), encode(
                 f"{text}hint : when {env.task} : go {place}\n"
             )
@@ -196,17 +194,9 @@ def play(policy, tries, temperature=1.0):
     for group, task_id, skill in tries:
         world = env.fork()
         now = world.reset(task_id)
-        episodes.append(
-            {
-                "group": group,
-                "task_id": task_id,
-                "skill": skill,
-                "task": world.task,
-                "won": False,
-                "steps": [],
-            }
-        )
-        episodes[-1] |= {"world": world, "now": now, "history": []}
+        about = {"group": group, "task_id": task_id, "skill": skill, "task": world.task}
+        state = {"world": world, "now": now, "history": [], "steps": [], "won": False}
+        episodes.append(about | state)
     alive = episodes
     while alive:
         prompts = [encode(prompt(e, [e["skill"]] if e["skill"] else [])) for e in alive]
@@ -214,15 +204,9 @@ def play(policy, tries, temperature=1.0):
             action, valid = env.parse(decode(y), "compact", e["now"])
             before, e["now"] = e["now"], e["world"].step(action)
             plain = encode(prompt(e | {"now": before}, []))
-            about = {
-                "observation": before.observation,
-                "action": action,
-                "valid": valid,
-                "reward": e["now"].reward,
-            }
-            e["steps"].append(
-                about | {"prompt": p, "plain": plain, "response": y, "text": decode(y)}
-            )
+            said = {"prompt": p, "plain": plain, "response": y, "text": decode(y)}
+            done = {"action": action, "valid": valid, "reward": e["now"].reward}
+            e["steps"].append({"observation": before.observation} | said | done)
             e["history"].append((before, action))
             e["won"] = e["now"].won
         alive = [e for e in alive if not e["now"].done]
@@ -249,12 +233,8 @@ def success(episodes):
 
 def evaluate(policy, skill_of=lambda task_id: None):
     """Success in the 60 validation games, five times each."""
-    return success(
-        play(
-            policy,
-            [(0, task_id, skill_of(task_id)) for task_id in env.tasks("valid") for _ in range(5)],
-        )
-    )
+    games = [task_id for task_id in env.tasks("valid") for _ in range(5)]
+    return round(success(play(policy, [(0, game, skill_of(game)) for game in games])), 3)
 
 
 print(f"after schooling: {evaluate(policy):.2f} of the games are won")
@@ -281,10 +261,8 @@ def advantages(episodes, gamma=0.95, omega=1.0, cost=0.1):
         q, total = 0.0, sum(s["reward"] for s in e["steps"])
         for s in reversed(e["steps"]):
             q = s["reward"] + gamma * q  # (1) the discounted return from here
-            s["q"], s["e"] = (
-                q - cost * (not s["valid"]),
-                total - cost * (not s["valid"]),
-            )  # (2), (3) nonsense costs a little
+            s["q"] = q - cost * (not s["valid"])  # (2) nonsense costs a little
+            s["e"] = total - cost * (not s["valid"])  # (3)
         for s in e["steps"]:
             by_group[e["group"]].append(s)
             by_anchor[e["group"], s["observation"]].append(s)  # (5)
@@ -414,16 +392,16 @@ def iteration(policy, optimizer, phase, skill_of=lambda task_id: None, lam=0.0, 
 # %% [markdown]
 # ## Phase 0: warm-up
 #
-# GiGPO alone, until the policy wins often enough to learn from its own successes (13).
+# GiGPO alone, until the policy wins often enough to learn from its own successes (13): a quarter of
+# the last three iterations' games.
 
 # %%
 log, pool = [], []
 optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-4)
 while len(log) < 40 * BUDGET and not (len(log) >= 3 and success(pool) >= 0.25):  # (13)
     pool = (pool + iteration(policy, optimizer, "warm-up"))[-3 * 96 :]  # the last three iterations
-warm = {
-    name: value.clone() for name, value in policy.state_dict().items()
-}  # the control starts here, too
+# the control starts here, too
+warm = {name: value.clone() for name, value in policy.state_dict().items()}
 print(f"{len(log)} iterations, success {success(pool):.2f}")
 
 # %% [markdown]
@@ -437,9 +415,8 @@ print(f"{len(log)} iterations, success {success(pool):.2f}")
 # %%
 def write_skills(policy, pool, per_thing=3):
     chosen, bank = [], []
-    for e in sorted(
-        (e for e in pool if e["won"]), key=lambda e: len(e["steps"])
-    ):  # in a short episode the cause is visible
+    # the shortest first: there the cause is visible
+    for e in sorted((e for e in pool if e["won"]), key=lambda e: len(e["steps"])):
         same = [other["task_id"] for other in chosen if other["task"] == e["task"]]
         if len(same) < per_thing and e["task_id"] not in same:
             chosen.append(e)
@@ -453,9 +430,8 @@ def write_skills(policy, pool, per_thing=3):
         except ValueError as reason:
             print(f"rejected ({reason}): {decode(y)!r}")
             continue
-        if not any(
-            (s["kind"], s["strategy"]) == (skill["kind"], skill["strategy"]) for s in bank
-        ):  # else a near duplicate
+        twice = (skill["kind"], skill["strategy"]) in [(s["kind"], s["strategy"]) for s in bank]
+        if not twice:
             life = {"status": "candidate", "utility": 0.0, "deltas": [], "negative": 0}
             bank.append(skill | life | {"from": e["task_id"]})
     return bank
@@ -487,9 +463,8 @@ for s in sorted(bank, key=lambda s: -s["utility"]):
         f"{s['status']:9s} utility {s['utility']:+.2f} of {len(s['deltas']):2d} pairs   when "
         f"{s['condition']} : {s['strategy']}"
     )
-tested = [
-    s | {"deltas": list(s["deltas"])} for s in bank if len(s["deltas"]) > 1
-]  # as they stand now, for the figure
+# as they stand now, for the figure
+tested = [s | {"deltas": list(s["deltas"])} for s in bank if len(s["deltas"]) > 1]
 mined = {"plain prompt": evaluate(policy), "with the best active skill": evaluate(policy, best)}
 print(f"validation games: {mined}; {time.process_time() - began:.0f} s of computing")
 
@@ -510,7 +485,8 @@ print(f"validation games: {end}; {time.process_time() - began:.0f} s of computin
 # ## The control: GiGPO alone, as many episodes
 #
 # From the same warm policy, with the same number of episodes. Without it no curve says anything
-# about skills.
+# about skills. At the end of so easy a game the two are close; the left figure below shows which
+# was there earlier.
 
 # %%
 control = Policy()
@@ -526,9 +502,9 @@ print(
 # %% [markdown]
 # ## Look
 #
-# Left: success while training. Middle: the effect of every skill by its own pairs. Right: the
-# log-prob of the taught actions **under the plain prompt**, before and after each update. This is
-# internalisation, in one number.
+# Left: success while training. Middle: the effect of every skill by its own pairs, at the end of
+# mining. Right: the log-prob of the taught actions **under the plain prompt**, before each update
+# (the dot) and after it (the arrow's head). This is internalisation, in one number.
 
 # %%
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
@@ -606,7 +582,8 @@ plt.show()
 # %% [markdown]
 # ## One prompt, before and after
 #
-# The probability that the first action is the usual place, in the very words that phase 2 taught.
+# The probability that the first action goes to the usual place. After warm-up the policy goes there
+# only if a hint says so. After SIRI it does so by itself, with one exception in this run.
 
 # %%
 after = policy

@@ -55,7 +55,8 @@ distil() { # name, code, source run, its arguments
   beside train "$2" distill "abl-$1-$seed" --from "runs/$3-$seed/mine" --seed "$seed" \
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
-in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out separate-statistics"
+in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
+in_distill="$in_distill separate-statistics"
 for patch in $in_distill no-validation lower-bound self-imitation; do patched "$patch"; done
 for seed in $seeds; do # patches of mine.py mine anew
   for patch in no-validation lower-bound; do

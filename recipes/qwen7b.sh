@@ -4,11 +4,13 @@
 #   bash recipes/qwen7b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other machines: GPUS=4 MODEL=... LAUNCH="...".  Several machines: recipes/fsdp.yaml.
-# qwen1_5b.sh runs these lines, too.  No whole run has been measured yet (single updates: docs/gpus.md); estimates of
-#   python recipes/plan.py --gpus 8 --gradient-checkpointing --micro-batch-tokens 16384:
-#   memory per GPU   38 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
-#                    copies 8, micro-batch 13); while sampling vLLM's weights take 15, 40 are left
-#                    for its cache, of which 16 episodes of full length need 2
+# qwen1_5b.sh runs these lines, too.  No whole run has been measured yet (single updates:
+# docs/gpus.md); estimates of
+#   python recipes/plan.py --gpus 8 --gradient-checkpointing:
+#   memory per GPU   25 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
+#                    copies 8), and the micro-batch, which is chosen for what is free, 63,488 tokens
+#                    at most: 47 GB; while sampling vLLM's weights take 15, 40 are left for its
+#                    cache, of which 16 episodes of full length need 2
 #   an iteration     at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt
 #                    tokens and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the
 #                    update reads 6.1 (2.4) million, 0.76 (0.29) per GPU
@@ -24,7 +26,7 @@ for phase in warmup mine distill; do
   # shellcheck disable=SC2086 (words of $launch and $more are meant to be split)
   [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" \
     --model "$model" --engine vllm --dtype bfloat16 --gradient-checkpointing \
-    --micro-batch-tokens 16384 --mini-batch-rows "$rows" "$@" $more
+    --mini-batch-rows "$rows" "$@" $more
 done
 # the plain prompt, every validation task three times, temperature 0.4; one process
 # shellcheck disable=SC2086

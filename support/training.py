@@ -9,6 +9,7 @@
 """
 
 import math
+from bisect import bisect_left
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -57,13 +58,26 @@ def choose_room(policy, optimizer, batches, asked, checkpointing):
         print(f"micro-batches of {policy.room:,} tokens, for {free / 1e9:.1f} GB of free memory")
 
 
+def even_batches(sequences, room):
+    """Micro-batches of at most `room` padded tokens; of several processes none idles while another
+    has much: they are the smallest that take no more rounds."""
+
+    def rounds(tokens):
+        return math.ceil(sum(1 for _ in packing.micro_batches(sequences, tokens)) / world)
+
+    if (world := parallel.world_size()) > 1:
+        fewest = rounds(room)
+        room = 1 + bisect_left(range(1, room), -fewest, key=lambda tokens: -rounds(tokens))
+    return packing.micro_batches(sequences, room)
+
+
 def in_micro_batches(policy, sequences, work):
     """work(parts) of this process's share of the micro-batches, pairs as of parallel.own_part.
 
     Where memory runs out: again with half the tokens, as work has left nothing behind; UserError
     where that is not possible."""
     while True:
-        parts = parallel.own_part(list(packing.micro_batches(sequences, policy.room)))
+        parts = parallel.own_part(list(even_batches(sequences, policy.room)))
         try:
             with parallel.apart():
                 return work(parts)

@@ -16,12 +16,14 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from envs import UserError
-from support import large, parallel
+from support import large, packing, parallel
 from support.files import rng
 
 # From and below.  0.32 passes the tests on a CPU; 0.24, which fits torch 2.11 on CUDA, has the same
 # names and signatures
 RANGE = (0, 24), (0, 33)
+GREEDY = 1e-4  # a temperature at which, as below it, only the likeliest token is left
+TEMPERATURES = 0.01, 2.0  # that vLLM samples at; it raises lower ones to the first, but for 0
 
 
 def installed():
@@ -34,12 +36,17 @@ def installed():
 
 
 def check(args):
-    """UserError unless vLLM is there in a version of RANGE.  Imports nothing."""
+    """UserError unless vLLM is there in a version of RANGE, and samples at what --temperature of
+    an evaluation says.  Imports nothing."""
     found = installed()
     wanted = "vllm>={}.{},<{}.{}".format(*RANGE[0], *RANGE[1])
     if not found or not RANGE[0] <= tuple(map(int, found.split(".")[:2])) < RANGE[1]:
         fix = "run pip install -e '.[vllm]'"
         raise UserError(f"--engine vllm: expected {wanted}, found {found or 'none'}; {fix}")
+    asked, (least, most) = getattr(args, "temperature", 0), TEMPERATURES
+    if asked and not least <= asked <= most:
+        fix = f"expected 0 or {least:g} to {most:g} with --engine vllm"
+        raise UserError(f"--temperature {asked:g}: {fix}; or add --engine transformers")
 
 
 ENGINES = []  # at most one in a process, for all its policies: evaluate.py has several
@@ -87,7 +94,8 @@ class Engine:
         )
         vocabulary = self.llm.model_config.get_vocab_size()
         stream = torch.Generator().manual_seed(0)
-        self.probe = torch.randint(vocabulary, (64,), generator=stream).tolist()
+        ids = torch.randint(vocabulary, (64,), generator=stream).tolist()
+        self.probe = packing.Sequence(ids, list(range(1, len(ids))), [None] * (len(ids) - 1))
         self.seen = None  # what policy and engine last said to the probe
 
     # ---- weights
@@ -106,15 +114,13 @@ class Engine:
         Both read the same 64 tokens.  Kernels differ, in bfloat16 by more than an update changes;
         so besides a limit on the difference, the engine's answer must have changed, if only in its
         last bit, when the policy's has."""
-        ids = torch.tensor([self.probe], device=policy.device)
-        p = torch.arange(1, len(self.probe), device=policy.device)
         with torch.no_grad():
-            scored = policy.score_tokens(ids, torch.zeros_like(p), p, [None] * len(p), 1.0)
-        ours = scored[0].float().cpu()
+            ours = policy.logprobs([self.probe])[0].float().cpu()  # of a sharded policy, too
         params = self.params(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        asked = [{"prompt_token_ids": self.probe}]
+        ids = self.probe.ids
+        asked = [{"prompt_token_ids": ids}]
         answer = self.llm.generate(asked, params, use_tqdm=False)[0].prompt_logprobs[1:]
-        theirs = torch.tensor([one[t].logprob for t, one in zip(self.probe[1:], answer)])
+        theirs = torch.tensor([one[t].logprob for t, one in zip(ids[1:], answer)])
         self.llm.reset_prefix_cache()
         gap, limit = (ours - theirs).abs().mean().item(), 0.01 if self.dtype == "float32" else 0.5
         stale = False
@@ -143,7 +149,10 @@ class Engine:
     # ---- sampling
 
     def request(self, policy, ids, key, temperature, max_new):
-        """Parameters of one request.  logprobs=0 returns that of the sampled token alone."""
+        """Parameters of one request.  logprobs=0 returns that of the sampled token alone; a greedy
+        one's is at temperature 1."""
+        if temperature <= GREEDY:
+            temperature = 0.0
         room = min(max_new, self.context - len(ids))
         stop, seed = sorted(policy.eos_ids), int(rng(*key).integers(2**31))
         how = dict(temperature=temperature, seed=seed, stop_token_ids=stop, detokenize=False)

@@ -271,6 +271,25 @@ def test_exercises_accept_the_known_answers_and_refuse_others():
         assert answer[0] not in question.split()
 
 
+def test_an_answer_is_right_however_it_is_written():
+    for words in (
+        ["E3", "0,354", ".118"],
+        ["E7", "Better", "MORE"],
+        ["E9", "7,6,5", "5", "2+4+3"],
+        ["E8", "Assign_Advantages", "plain_twins", "plain_twins()", "common.update"],
+    ):
+        assert asked(*words)[1], words
+    assert not asked("E9", "5+6", "5", "2+3+4")[1] and not asked("E7", "better", "")[1]
+
+
+def test_the_question_of_the_bugs_names_their_functions_and_others():
+    question, _ = asked("E8")
+    named = [word.strip(",.") for word in question.split() if "_" in word or "update" in word]
+    assert set(check.BUGS.values()) < set(named)
+    for name in named:
+        assert any(hasattr(module, name) for module in (common, mine, distill)), name
+
+
 def test_a_useless_skill_is_promoted_about_as_often_as_not():
     found = check.promotion(skills=600)
     assert all(0.3 < share < 0.62 for share in found.values()), found
@@ -299,6 +318,27 @@ def test_patches_are_told_apart_by_what_they_do():
     assert fine and "leave-one-out baseline" in text and "gate by utility" in text
     text, fine = asked("E6", str(HERE / "bugs" / "1.patch"))
     assert not fine and "not yet" in text
+
+
+@pytest.mark.slow
+def test_a_baseline_that_fails_where_a_state_was_seen_once_is_refused(tmp_path):
+    right = (check.SOLUTIONS / "E6-leave-one-out.patch").read_text()
+    wrong = tmp_path / "wrong.patch"
+    wrong.write_text(right.replace("if len(sample) > 1:", "if True:"))
+    text, fine = asked("E6", str(wrong))
+    assert not fine and "a state that was seen once" in text
+
+
+@pytest.mark.slow
+def test_a_patch_whose_change_still_stands_in_the_files_is_checked_as_well(tmp_path, monkeypatch):
+    patch = check.SOLUTIONS / "E6-leave-one-out.patch"
+    for name in ("common.py", "warmup.py", "mine.py", "distill.py"):
+        shutil.copy(check.ROOT / name, tmp_path)
+    for name in ("envs", "support"):
+        shutil.copytree(check.ROOT / name, tmp_path / name)
+    subprocess.run(["git", "apply", str(patch)], cwd=tmp_path, check=True)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    assert asked("E6", str(patch))[1]
 
 
 def test_the_four_bugs_apply_to_the_code_as_it_is(tmp_path):

@@ -25,7 +25,7 @@ import mine
 import warmup
 from common import Play, assign_advantages, rollout, rows_of
 from envs import UserError
-from support import files, large, parallel
+from support import files, large, packing, parallel, training
 from tests.conftest import arguments, ended, free_port, make_chat_model, play, start
 
 needs_vllm = pytest.mark.skipif(
@@ -155,6 +155,29 @@ def test_every_process_runs_equally_many_micro_batches_and_each_counts_once(monk
             assert sorted(batch for part in parts for batch, counts in part if counts) == list(
                 range(length)
             )
+
+
+def test_micro_batches_are_the_smallest_that_take_no_more_rounds(monkeypatch):
+    lengths = np.random.default_rng(0).integers(400, 1200, 64).tolist()
+    sequences = [packing.Sequence([0] * n) for n in lengths]
+
+    def split(n, room, cut=training.even_batches):
+        monkeypatch.setenv("WORLD_SIZE", str(n))
+        parts = list(cut(sequences, room))
+        assert sorted(len(s.ids) for part in parts for s in part) == sorted(lengths)
+        return -(-len(parts) // n), parts
+
+    for n in (1, 2, 3, 8):
+        for room in (1, 1200, 9000, 40_000, 10**9):
+            rounds, plain = split(n, room, packing.micro_batches)
+            again, even = split(n, room)
+            assert again == rounds and (n > 1 or even == plain)
+            largest = max(len(part) * len(part[0].ids) for part in even)
+            assert largest <= max(room, *lengths)
+            if n > 1 and largest > max(lengths):
+                assert split(n, largest - 1, packing.micro_batches)[0] > rounds
+    assert len(split(8, 10**9)[1]) == 8  # all work at what one could hold alone
+    assert not list(training.even_batches([], 9000))
 
 
 @needs_peft

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import common
+import evaluate
 import mine
 import warmup
 from common import Play, Policy, assign_advantages, rollout, rows_of
@@ -75,6 +76,37 @@ def test_greedy_tokens_equal_those_of_transformers(policy, env, folder):
     theirs = rollout(Policy(folder), env, plays_of(env), temperature=0.0, max_response=12)
     assert texts(ours) == texts(theirs)
     assert [r["traj_id"] for r in ours] == [r["traj_id"] for r in theirs]
+
+
+@needs_vllm
+def test_an_evaluation_at_temperature_0_plays_the_same_actions_as_with_transformers(
+    policy, monkeypatch, tmp_path, folder
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ALFWORLD_DATA", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    flat = Policy(folder)  # the likeliest logit is ahead by .006 to .02: at .01 others come, too
+    torch.nn.init.constant_(flat.model.base_model.norm.weight, 0.02)
+    flat.save("flat")
+    records, small = {"vllm": [], "transformers": []}, "--games 3 --max-steps 3 --max-response 12"
+    for engine, kept in records.items():
+
+        def keeping(*given, kept=kept, **more):
+            kept += rollout(*given, **more)
+            return kept[-len(given[2]) :]
+
+        monkeypatch.setattr(evaluate, "rollout", keeping)
+        how = f"--temperature 0 --max-prompt 1500 --dtype float32 --device cpu --engine {engine}"
+        run_main(
+            monkeypatch, evaluate, "--policy", "flat", "--out", engine, *f"{small} {how}".split()
+        )
+    ours, theirs = records.values()
+    assert len(ours) == 12 and texts(ours) == texts(theirs)
+    assert texts(ours)[::2] == texts(ours)[1::2]  # a second try does what the first one did
+    one, two = (files.read_jsonl(f"{engine}/results.jsonl") for engine in records)
+    assert one == two and len(one) == 12
+    logprobs = [x for r in ours for step in r["steps"] for x in step["logprobs"]]
+    assert np.isfinite(logprobs).all() and max(logprobs) <= 0
 
 
 @needs_vllm
@@ -289,6 +321,13 @@ def test_vllm_missing_or_outside_the_range_is_told(monkeypatch, found):
 def test_the_versions_that_were_tried_are_admitted(monkeypatch, found):
     monkeypatch.setattr(vllm_engine, "version", lambda package: found)
     vllm_engine.check(settings())
+
+
+@pytest.mark.parametrize("temperature", ["0.0001", "0.009", "2.5"])
+def test_a_temperature_that_vllm_would_change_or_refuse_is_told(monkeypatch, temperature):
+    monkeypatch.setattr(vllm_engine, "version", lambda package: "0.32.0")
+    with pytest.raises(UserError, match=f"--temperature {temperature}: expected 0 or 0.01 to 2"):
+        run_main(monkeypatch, evaluate, "--engine", "vllm", "--temperature", temperature)
 
 
 def test_a_stand_in_is_refused(monkeypatch, model_folder):
