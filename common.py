@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
-from envs import UserError
+from envs import UserError, check_world
 from support import chat, constrain, large, models, packing, parallel, training
 from support.files import rng
 from support.packing import Row
@@ -53,14 +53,13 @@ def make_env(name, simulator="fast", max_steps=None):
         return WebShop(max_steps=max_steps or 15)
     module, _, kind = name.partition(":")
     try:
-        return getattr(import_module(module), kind)()
+        return check_world(getattr(import_module(module), kind)())
     except (Exception, SystemExit) as error:  # whatever that module does
         expected = "expected alfworld or webshop, or MODULE:CLASS of your own"
         raise UserError(f"--env {name}: {expected} ({type(error).__name__}: {error})") from None
 
 
-def is_held_out(task_id):
-    """1 training task in 20, fixed by its name, is never trained on: recipes are tuned there."""
+def is_held_out(task_id):  # 1 in 20, fixed by its name, is never trained on: for tuning recipes
     return zlib.crc32(task_id.encode()) % 20 == 0
 
 
@@ -71,6 +70,8 @@ def train_tasks(env):
 
 def sample_tasks(tasks, n, stream):
     """n tasks of an iteration, without repetition while there are enough."""
+    if not tasks:
+        raise UserError("all games of the training split are held out: more games are needed")
     return [tasks[i] for i in stream.choice(len(tasks), n, replace=n > len(tasks))]
 
 
@@ -154,7 +155,7 @@ class Policy:
             ids = self.encode_prompt(env.prompt(task, history, step, skills, self.style))
         if len(ids) + ACTION_ROOM > self.context:
             found = f"a prompt has {len(ids)} tokens, which leaves no room for an action"
-            raise UserError(f"{found}: {self.name} reads {self.context}; lower --max-steps")
+            raise UserError(f"{found}: {self.name} reads {self.context}; choose another model")
         return ids, False
 
     def candidates(self, responses):
@@ -194,8 +195,7 @@ class Policy:
             hidden, tokens = hidden[b, p - 1], ids[b, p]
             return training.in_chunks(of_targets, self.chunk, hidden, tokens, allowed)
 
-    def save(self, folder, dtype=None):
-        """Writes a Hugging Face folder, in another dtype where one is given."""
+    def save(self, folder, dtype=None):  # as a Hugging Face folder, also in another dtype
         large.save(self, folder, dtype)
 
 

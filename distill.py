@@ -171,7 +171,9 @@ def main():
     path = args.skills or skills_of(source)  # the bank: mining's, or any file of such lines
     state = {"bank": skills_file(path, args.env)}  # a checkpoint keeps it
     if not any(skill["status"] == "active" for skill in state["bank"]):
-        raise UserError(f"no active skill in {path}: mine longer (--iterations of mine.py)")
+        own = "give one of them the status active, or leave --skills out"
+        fix = own if args.skills else "mine longer (--iterations of mine.py)"
+        raise UserError(f"no active skill in {path}: {fix}")
     run = Run(args, PHASE, policy_folder(source), state, skills=path)
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)

@@ -21,6 +21,7 @@ episodes.  Evaluations whose panels have the same hash have played the same game
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.files import dump, fingerprint, skills_file, write_atomically, write_jsonl
 from support.intervals import by_game, interval, paired_difference
 from support.models import check_model
-from support.phases import begun_with, check_sources, mark, policy_folder, skills_of
+from support.phases import begun_with, check_sources, mark, policy_folder, skills_of, unchanged
 from support.report import write_report
 from support.results import open_folder
 from support.runs import release
@@ -108,12 +109,16 @@ def split_tasks(env, split):
 def panel_of(env, splits, games=None):
     """{split: tasks}, with `games` only so many of each, evenly spread.  UserError for a split that
     the world does not have."""
+    if not splits:  # a world with a training split only
+        raise UserError("no validation split in this world: add --split held_out")
     known = [*env.split_names, "held_out"]
     if unknown := [split for split in splits if split not in known]:
         raise UserError(f"--split {unknown[0]}: expected some of {', '.join(known)}")
     panel = {}
     for split in splits:
         tasks = split_tasks(env, split)
+        if not tasks:
+            raise UserError(f"--split {split} has no games here: leave it out")
         n = min(games or len(tasks), len(tasks))
         # sorted ids stand together by type: the first n would be of one kind
         panel[split] = [tasks[i * len(tasks) // n] for i in range(n)]
@@ -284,7 +289,8 @@ def main():
     question = {key: getattr(args, key) for key in asked} | {"panel": panel_hash(env, panel)}
     # weights and skills by what they are, not by where they lie
     question["arms"] = [[arm[0], *(one and fingerprint(one) for one in arm[1:])] for arm in arms]
-    out = Path(args.out or f"runs/{args.run}/evaluate")
+    # "new/../x" would not be there while it is looked at, and be x when it is written to
+    out = Path(os.path.normpath(args.out or f"runs/{args.run}/evaluate"))
     # of this process until it ends; what was played before an interruption comes back
     results = parallel.first(lambda: open_folder(out, question, args.overwrite))
     for split, tasks in panel.items():
@@ -303,7 +309,10 @@ def main():
             if len(here) == len(tasks) * args.repetitions:
                 continue  # played before an interruption
             # half an arm is played again: its records were gathered in one piece
-            policy = policy or load_policy(folder, args)
+            if not policy:
+                policy = load_policy(folder, args)
+                weights = next(weights for arm, weights, _ in question["arms"] if arm == name)
+                unchanged(folder, weights)  # a phase may have been made anew meanwhile
             results = [result for result in results if result not in here]
             played = play_panel(policy, env, tasks, banks[skills], args, split, name)
             results += played

@@ -39,8 +39,9 @@ from common import (
 )
 from envs import UserError
 from support.cli import by_preset, make_parser, parse_args, run_script, whole
-from support.files import read_jsonl, rng, write_jsonl
+from support.files import rng, write_jsonl
 from support.phases import finished_phase, policy_folder
+from support.records import read_records
 from support.runs import Run
 from support.text import words
 from support.traces import traced
@@ -316,7 +317,7 @@ def credit_all(pairs, shown, k, n_eval, retire_after=3):
 def warm_pool(source):
     """The records of the last warm-up iterations, which the first skills are written from.
     UserError where nothing was won in them."""
-    warm = read_jsonl(source / "trajectories.jsonl")
+    warm = read_records(source / "trajectories.jsonl")
     last = max((record["iteration"] for record in warm), default=0)
     pool = [record for record in warm if record["iteration"] > last - POOL_ITERATIONS]
     if not any(record["success"] and record["condition"] == "plain" for record in pool):
@@ -357,7 +358,7 @@ def main():
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)
     if run.iteration:  # going on after an interruption
-        here = read_jsonl(run.folder / "trajectories.jsonl")
+        here = read_records(run.folder / "trajectories.jsonl")
         pool += [record for record in here if record["condition"] == "plain"]
     loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 

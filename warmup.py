@@ -36,6 +36,7 @@ from common import (
 )
 from support.cli import by_preset, make_parser, number, parse_args, run_script, whole
 from support.files import rng
+from support.phases import weights_of
 from support.runs import Run
 from support.traces import traced
 from support.training import sampling_options, update_options
@@ -86,7 +87,7 @@ def main():
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)  # without the held-out ones
     print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
-    source = args.source or args.model  # also the reference of the KL term
+    source = weights_of(args.source or args.model)  # also the reference of the KL term
     state = {"wins": []}  # successes per iteration; a checkpoint keeps it
     # the folder runs/NAME/warmup: begun, or gone on with after an interruption
     run = Run(args, PHASE, source, state)

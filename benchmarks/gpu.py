@@ -40,6 +40,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
+from envs.arguments import Parser, whole  # noqa: E402
 from recipes import plan  # noqa: E402
 from support import cli, large, memory, packing, sampler  # noqa: E402
 
@@ -193,7 +194,7 @@ def rounded(value):
 
 
 def main():
-    p = argparse.ArgumentParser(
+    p = Parser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -203,17 +204,23 @@ def main():
     p.add_argument(
         "--dtype", default="bfloat16", choices=["float32", "bfloat16"], help="of computing"
     )
-    p.add_argument("--lora-rank", type=int, default=0, help="0: all weights")
+    p.add_argument("--lora-rank", type=whole(0), default=0, help="0: all weights")
     about = "compute activations again in the backward pass"
     p.add_argument("--gradient-checkpointing", action="store_true", help=about)
     about = "padded tokens per forward pass (default: what free memory holds)"
-    p.add_argument("--micro-batch-tokens", type=int, help=about)
-    p.add_argument("--logit-chunk", type=int, help="response tokens whose logits are there at once")
-    p.add_argument("--rows", type=int, default=128, help="of a token position and of the update")
-    p.add_argument("--response", type=int, default=256, help="tokens of the longest response")
-    p.add_argument("--repeat", type=int, default=3, help="updates measured, after one that is not")
-    p.add_argument("--episodes", type=int, default=128, help="of the rollout")
-    p.add_argument("--steps", type=int, default=2, help="of each")
+    p.add_argument("--micro-batch-tokens", type=whole(1), help=about)
+    p.add_argument(
+        "--logit-chunk", type=whole(1), help="response tokens whose logits are there at once"
+    )
+    p.add_argument(
+        "--rows", type=whole(1), default=128, help="of a token position and of the update"
+    )
+    p.add_argument("--response", type=whole(1), default=256, help="tokens of the longest response")
+    p.add_argument(
+        "--repeat", type=whole(1), default=3, help="updates measured, after one that is not"
+    )
+    p.add_argument("--episodes", type=whole(1), default=128, help="of the rollout")
+    p.add_argument("--steps", type=whole(1), default=2, help="of each")
     args = p.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise common.UserError(

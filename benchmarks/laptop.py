@@ -8,7 +8,6 @@ episodes, one pass, forward and backward.  Seconds are those that the process co
 shared machine's other programs do not count.  The share of the matrix rate counts 6 operations per
 weight of the layers and token, and attention; everything else is overhead."""
 
-import argparse
 import json
 import resource
 import sys
@@ -23,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
+from envs.arguments import Parser, whole  # noqa: E402
 from support import cli, sampler  # noqa: E402
 
 
@@ -40,9 +40,9 @@ def timed(clock, name, function):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--policy", default=str(ROOT / "tiny" / "alfworld"), help="model folder")
-    parser.add_argument("--games", type=int, default=64, help="episodes")
+    parser.add_argument("--games", type=whole(1), default=64, help="episodes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     policy, env, clock = common.Policy(options.policy), AlfWorld(), {}

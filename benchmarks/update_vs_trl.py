@@ -39,6 +39,7 @@ import common  # noqa: E402
 from benchmarks import measure  # noqa: E402
 from envs import UserError  # noqa: E402
 from envs.alfworld import AlfWorld  # noqa: E402
+from envs.arguments import Parser, whole  # noqa: E402
 from support import cli  # noqa: E402
 
 
@@ -319,26 +320,31 @@ def in_child(part, exact, folder):
 
 
 def main():
-    p = argparse.ArgumentParser(
+    p = Parser(
         description=__doc__.split("\n\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="torch device")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads")
-    p.add_argument("--hidden", type=int, default=256, help="of the random Qwen2")
-    p.add_argument("--mlp", type=int, default=1024, help="its MLP's width")
-    p.add_argument("--layers", type=int, default=6, help="its layers")
-    p.add_argument("--vocab", type=int, default=4096, help="its vocabulary")
-    p.add_argument("--rows", type=int, default=24, help="of the update")
+    p.add_argument("--threads", type=whole(1), default=1, help="CPU threads")
+    p.add_argument("--hidden", type=whole(1), default=256, help="of the random Qwen2")
+    p.add_argument("--mlp", type=whole(1), default=1024, help="its MLP's width")
+    p.add_argument("--layers", type=whole(1), default=6, help="its layers")
+    p.add_argument("--vocab", type=whole(1), default=4096, help="its vocabulary")
+    p.add_argument("--rows", type=whole(1), default=24, help="of the update")
     p.add_argument(
-        "--response", type=int, default=128, help="tokens of the longest response in the update"
+        "--response",
+        type=whole(1),
+        default=128,
+        help="tokens of the longest response in the update",
     )
-    p.add_argument("--tokens", type=int, default=4096, help="padded tokens per forward pass")
-    p.add_argument("--repeat", type=int, default=3, help="updates measured, after one that is not")
-    p.add_argument("--episodes", type=int, default=16, help="of the rollouts")
-    p.add_argument("--steps", type=int, default=10, help="of each")
+    p.add_argument("--tokens", type=whole(1), default=4096, help="padded tokens per forward pass")
+    p.add_argument(
+        "--repeat", type=whole(1), default=3, help="updates measured, after one that is not"
+    )
+    p.add_argument("--episodes", type=whole(1), default=16, help="of the rollouts")
+    p.add_argument("--steps", type=whole(1), default=10, help="of each")
     p.add_argument(
         "--rollout-response",
-        type=int,
+        type=whole(1),
         default=32,
         help="tokens of a response in the rollouts with chat prompts",
     )

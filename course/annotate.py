@@ -13,7 +13,8 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from envs import UserError, run_tool
+from envs import UserError
+from envs.arguments import run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "annotated"

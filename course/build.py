@@ -16,7 +16,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from envs import UserError, run_tool
+from envs import UserError
+from envs.arguments import run_tool
 
 HERE = Path(__file__).parent
 

@@ -8,7 +8,6 @@
 Answers are computed by the project's own functions, or read from the runs in results/, when they
 are asked for: nothing is typed off."""
 
-import argparse
 import re
 import shutil
 import subprocess
@@ -18,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import UserError, run_tool
+from envs import UserError
+from envs.arguments import Parser, run_tool
 
 ROOT = Path(__file__).resolve().parents[1]
 SOLUTIONS = ROOT / "course" / "solutions"
@@ -388,9 +388,8 @@ def shown(expected):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m course.check", description="Exercises that check themselves."
-    )
+    about = "Exercises that check themselves."
+    parser = Parser(prog="python -m course.check", description=about)
     parser.add_argument("exercise", nargs="?", help="E1 ... E10")
     parser.add_argument("--solution", action="store_true", help="show the answer")
     args, answer = parser.parse_known_args()  # answers may begin with a minus

@@ -52,23 +52,13 @@ Texts that models, products or files have written pass `clean_text` before they 
 """
 
 import json
+import math
 import re
-import sys
 from dataclasses import dataclass, field
 
 
 class UserError(Exception):
     """Something the user can mend.  The scripts print it as one line and exit with code 2."""
-
-
-def run_tool(main):
-    """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
-    (support.cli.run_script does more)."""
-    try:
-        main()
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)
 
 
 @dataclass(slots=True)
@@ -96,11 +86,49 @@ class FreeText:
     most: int
 
 
+MEMBERS = (
+    "split_names", "max_steps", "tasks", "task_type", "describe", "fork", "reset", "step", "anchor",
+    "is_admissible", "prompt", "continuation", "responses", "parse", "summary_prompt",
+    "parse_skill",
+)  # fmt: skip
+
+
+def check_world(env):
+    """The world itself, where it has what a world must have and its first game can be begun.
+    TypeError says what is not as at the top of this file; whatever else it raises is its own."""
+    if lost := [name for name in MEMBERS if not hasattr(env, name)]:
+        raise TypeError(f"it lacks {', '.join(lost)}; envs/__init__.py says what a world must have")
+    splits = env.split_names
+    if isinstance(splits, str) or not len(splits):
+        raise TypeError(f"expected names, the training split first, found {splits!r}")
+    for split in splits:
+        tasks = env.tasks(split)
+        if not tasks or not all(isinstance(task, str) for task in tasks):
+            raise TypeError(f"expected texts as tasks({split!r}), found {tasks!r:.60}")
+    if not isinstance(env.max_steps, int) or env.max_steps < 1:
+        raise TypeError(f"expected a whole number as max_steps, found {env.max_steps!r}")
+    world, task = env.fork(), env.tasks(splits[0])[0]
+    step = world.reset(task)
+    texts = [env.task_type(task), world.task, step.observation, *step.admissible]
+    texts.append(env.anchor(step.observation))
+    if odd := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"expected texts as what reset({task!r}) tells, found {odd[0]!r:.60}")
+    after = world.step(step.admissible[0] if step.admissible else "look")
+    numbers = [after.reward, after.score]
+    if not isinstance(after.observation, str) or not all(map(is_finite, numbers)):
+        raise TypeError(f"expected a text and finite numbers of step(), found {after!r:.60}")
+    return env
+
+
+def is_finite(value):
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 # Line breaks of any kind, as str.splitlines knows them.
 _BREAKS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 # Left out: control characters, marks that turn a terminal line's direction, halves of surrogate
 # pairs.
-_HIDDEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+HIDDEN = re.compile("[\0-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 # Defused: what prompts and chat templates give a meaning to, such as </think>, <action>,
 # <|im_end|>, <｜User｜>, <end_of_turn>, </s>, [INST] and <<SYS>>.
 _NAMES = r"think|action|tool_\w+|s|bos|eos|pad|unk|\w+_of_\w+"
@@ -118,7 +146,7 @@ def clean_text(text, lines=False):
     It ends no turn and no block of the prompt, is valid UTF-8, and is one line unless lines=True.
     Texts of the official worlds stay as they are, character by character.  Control tokens of other
     tokenizers are defused where a prompt is tokenised (support/models.py)."""
-    text = _HIDDEN.sub("", _BREAKS.sub("\n", text))
+    text = HIDDEN.sub("", _BREAKS.sub("\n", text))
     text = text if lines else " ".join(text.split())
     return _CONTROL.sub(lambda found: _HARMLESS[found[0]], text)
 

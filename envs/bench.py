@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 
-from envs import run_tool
+from envs.arguments import Parser, run_tool, whole
 
 
 def play_all(players, steps, rng):
@@ -239,29 +239,36 @@ def webshop(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--env", default="alfworld", choices=sorted(ENVS), help="which environment")
-    parser.add_argument("--games", type=int, default=256, help="games that ours loads and plays")
-    parser.add_argument("--group", type=int, default=8, help="episodes of each game")
-    parser.add_argument("--steps", type=int, default=50, help="commands per episode")
+    parser.add_argument(
+        "--games", type=whole(1), default=256, help="games that ours loads and plays"
+    )
+    parser.add_argument("--group", type=whole(1), default=8, help="episodes of each game")
+    parser.add_argument("--steps", type=whole(1), default=50, help="commands per episode")
     parser.add_argument(
         "--official-games",
-        type=int,
+        type=whole(0),
         default=8,
         help="games that the official engine plays; 0: none",
     )
     parser.add_argument(
-        "--official-steps", type=int, default=20, help="commands per episode on the official engine"
+        "--official-steps",
+        type=whole(1),
+        default=20,
+        help="commands per episode on the official engine",
     )
-    large = dict(type=int, nargs="?", const=100_000, metavar="COUNT")
+    large = dict(type=whole(1), nargs="?", const=100_000, metavar="COUNT")
     parser.add_argument(
         "--large",
         **large,
         help="WebShop: so many products (alone: 100,000) made of the real ones",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of games and commands")
+    parser.add_argument(
+        "--seed", type=whole(0), default=0, help="of the choice of games and commands"
+    )
     args = parser.parse_args()
     result = ENVS[args.env](args)
     print(

@@ -34,9 +34,10 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from envs import UserError, run_tool
+from envs import UserError
 from envs import houses_tables as tables
 from envs.alfworld_engine import Game, names_of
+from envs.arguments import Parser, run_tool, whole
 
 SIZES = {"train": 2000, "valid_seen": 140, "valid_unseen": 134}
 ROOM_COUNTS = {"train": 30, "valid_unseen": 10}  # rooms per kind to draw from
@@ -502,7 +503,7 @@ def write_game(task_id, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument(
@@ -510,14 +511,14 @@ def main():
         required=True,
         help="folder for json_2.1.1/; point ALFWORLD_DATA at it to play its games",
     )
-    parser.add_argument("--games", type=int, default=100, help="how many games to write")
+    parser.add_argument("--games", type=whole(1), default=100, help="how many games to write")
     parser.add_argument(
         "--split",
         default="train",
         choices=(*SIZES, "pretrain", "pretrain_check"),
         help="which houses",
     )
-    parser.add_argument("--seed", type=int, default=0, help="which of them: a random choice")
+    parser.add_argument("--seed", type=whole(0), default=0, help="which of them: a random choice")
     args = parser.parse_args()
     ids = tasks(args.split) if args.split in SIZES else range(10**7)
     if not 0 < args.games <= len(ids):

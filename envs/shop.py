@@ -17,15 +17,14 @@ for what shopping asks for:
 All of it is drawn with one fixed seed, so the shop is the same on every machine.
 """
 
-import argparse
 import json
 import random
 import re
 import string
-import sys
 from pathlib import Path
 
 from envs import UserError
+from envs.arguments import Parser, run_tool, text
 
 SEED = 5
 PER_KIND = 20
@@ -242,22 +241,12 @@ def write(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description="write the generated shop as files in WebShop's format"
-    )
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder for the four JSON files; made if it is not there",
-    )
-    try:
-        paths = write(parser.parse_args().out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    parser = Parser(description="write the generated shop as files in WebShop's format")
+    about = "folder for the four JSON files; made if it is not there"
+    parser.add_argument("--out", required=True, type=text, metavar="DIR", help=about)
+    paths = write(parser.parse_args().out)
     print(f"wrote {', '.join(path.name for path in paths)} to {paths[0].parent}")
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import load_policy, make_env  # noqa: E402
 from envs import UserError  # noqa: E402
 from evaluate import panel_hash, play_panel, split_tasks  # noqa: E402
-from support.cli import base_parser, number, parse_args, run_script  # noqa: E402
+from support.cli import base_parser, number, parse_args, run_script, text, whole  # noqa: E402
 from support.figures import tick  # noqa: E402
 from support.files import fingerprint, read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.intervals import half_width  # noqa: E402
@@ -450,7 +450,9 @@ def main():
         nargs="+",
         help="names of runs before -SEED; the first one is the control (default: gigpo siri)",
     )
-    parser.add_argument("--seeds", nargs="+", type=int, help="seeds of the runs (default: 0 1 2)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=whole(0), help="seeds of the runs (default: 0 1 2)"
+    )
     parser.add_argument(
         "--split",
         nargs="+",
@@ -459,13 +461,13 @@ def main():
     parser.add_argument(
         "--at",
         nargs="+",
-        type=float,
+        type=number(least=0),
         help="minutes whose nearest snapshots are played (default: all)",
     )
     parser.add_argument(
         "--budgets",
         nargs="+",
-        type=float,
+        type=number(above=0),
         default=[],
         help="more budgets for the table, in minutes",
     )
@@ -480,7 +482,7 @@ def main():
         action="store_true",
         help="print the tables and draw the curves of OUT/points.jsonl; no runs needed",
     )
-    parser.add_argument("--out", default="results/compare", help="output folder")
+    parser.add_argument("--out", type=text, default="results/compare", help="output folder")
     parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
     if args.recorded:
@@ -493,23 +495,23 @@ def main():
     points = evaluate_all(args, env, splits, out / "points.jsonl")
     shown = [arm for arm in args.arms if arm.endswith("+skills")]
     args.arms = [arm for arm in args.arms if arm not in shown]
-    text = (
+    tables = (
         final_table(points, args, splits)
         if args.final
         else table(points, args, splits) + table(points, args, splits, "episodes")
     )
-    text += skills_table(points, env, splits) if shown else ""
+    tables += skills_table(points, env, splits) if shown else ""
     what = env.describe(
         splits[-1] if splits[-1] in env.split_names else env.split_names[0]
     )  # held_out is a part of the first
     what = what.partition(" in /")[0]  # no path of this machine
     (out / "table.md").write_text(
-        f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{text}"
+        f"{what}; seeds {args.seeds}, temperature {args.temperature}\n{tables}"
     )
     if not args.final:
         draw_curves(points, args, splits, out / "curves.png")
         draw_types(points, args, env, splits, out / "types.png")
-    print(text + json.dumps({"written": str(out)}))
+    print(tables + json.dumps({"written": str(out)}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 recipes/compare.py draws all splits against all clocks; this is the one picture for a first look.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,12 +13,15 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from envs import UserError  # noqa: E402
+from envs.arguments import Parser, run_tool, text  # noqa: E402
 from recipes.compare import band, curve  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+POINTS = ROOT / "results" / "default" / "points.jsonl"
 SPLITS = {"valid_seen": "rooms that training knows", "valid_unseen": "rooms never seen"}
 COLOURS = {  # of text, GiGPO, SIRI: on a white page and on a dark one
     "light": ("#1f2328", "#8250df", "#0969da"),
@@ -59,17 +61,23 @@ def draw(points, arms, path, text, *colours):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--points", default=ROOT / "results" / "default" / "points.jsonl")
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--points", type=text, default=str(POINTS))
     parser.add_argument("--arms", nargs=2, default=["gigpo-fast", "siri-fast"])
-    parser.add_argument("--out", default=ROOT / "docs" / "img", help="folder of the two figures")
+    about = "folder of the two figures"
+    parser.add_argument("--out", type=text, default=str(ROOT / "docs" / "img"), help=about)
     args = parser.parse_args()
+    points = read_jsonl(args.points)
+    absent = [arm for arm in args.arms if arm not in {point.get("arm") for point in points}]
+    if absent or not Path(args.out).is_dir():
+        found = f"no points of {absent[0]} in {args.points}" if absent else f"no folder {args.out}"
+        raise UserError(f"{found}: name others with --points, --arms and --out")
     plt.rcParams["svg.hashsalt"] = "siri"  # ids of shapes: the same every time
     for theme, colours in COLOURS.items():
         path = Path(args.out) / f"curve-{theme}.svg"
-        draw(read_jsonl(args.points), args.arms, path, *colours)
+        draw(points, args.arms, path, *colours)
         print(path)
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)

@@ -31,7 +31,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import Play, load_policy, make_env, retrieve, rollout  # noqa: E402
 from evaluate import split_tasks  # noqa: E402
-from support.cli import base_parser, parse_args, run_script, whole  # noqa: E402
+from support.cli import base_parser, parse_args, run_name, run_script, text, whole  # noqa: E402
 from support.figures import tick  # noqa: E402
 from support.files import read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.intervals import half_width  # noqa: E402
@@ -339,10 +339,13 @@ def main():
     parser.add_argument(
         "--summary",
         nargs="+",
+        type=run_name,
         metavar="RUN",
         help="only sum up what these runs' effects have been measured to be",
     )
-    parser.add_argument("--out", default="results/effects", help="output folder of --summary")
+    parser.add_argument(
+        "--out", type=text, default="results/effects", help="output folder of --summary"
+    )
     args = parse_args(parser)
     summary(args) if args.summary else one_run(args)
 

@@ -2,7 +2,8 @@
 
     make_parser, base_parser    the arguments that the training phases share; those that evaluation
                                 and the recipes share with them
-    whole, number, text, ...    types with ranges: behind the parser no value is checked again
+    run_name                    a type beside those of envs/arguments.py: behind the parser no
+                                value is checked again
     by_preset                   a default that differs between --preset laptop and paper, written at
                                 the option
     parse_args                  defaults, what the run that is read says (world, model, preset), and
@@ -15,14 +16,22 @@ is imported up here.
 """
 
 import argparse
-import difflib
-import math
 import os
 import re
 import sys
 from importlib.util import find_spec
 
-from envs import UserError
+from envs import UserError, arguments
+from envs.arguments import (
+    FILES,
+    Parser,
+    Steady,
+    failed_file,
+    number,
+    one_line,
+    text,
+    whole,
+)
 
 # --max-prompt changes what a prompt that is too long keeps; but then a message asks to change it
 FREE = {
@@ -44,31 +53,6 @@ def quiet_interrupt(kind, error, traceback):
 
 
 sys.excepthook = quiet_interrupt
-
-
-class Steady:
-    """A text stream whose writing never fails: a closed pipe or a full disk must not end a run of
-    days."""
-
-    def __init__(self, stream):
-        self.stream = stream
-        if hasattr(stream, "reconfigure") and not stream.closed:
-            stream.reconfigure(errors="replace")  # a terminal without arrows (cp1252) shows "?"
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-    def write(self, text):
-        try:
-            return self.stream.write(text)
-        except (OSError, ValueError):
-            return len(text)
-
-    def flush(self):
-        try:
-            self.stream.flush()
-        except (OSError, ValueError):
-            pass
 
 
 def run_script(main):
@@ -94,7 +78,16 @@ def run_script(main):
         )
         print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
         sys.exit(2)
-    except RuntimeError as error:
+    except OSError as error:
+        if error.errno not in FILES:
+            raise
+        print(f"error: {failed_file(error)}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        # safetensors and torch write files, too, and have errors of their own
+        if full := re.search("No space left|Disk quota|File too large|failed writing", str(error)):
+            print(f"error: {failed_file(full[0])}", file=sys.stderr)
+            sys.exit(2)
         gone = re.search("closed by peer|reset by peer|[Bb]roken pipe", str(error))
         if parallel.world_size() == 1 or not gone:
             raise
@@ -104,59 +97,16 @@ def run_script(main):
         sys.exit("\nstopped; the same command goes on from the last checkpoint")
 
 
-def one_line(mistake):
-    return " ".join(str(mistake).split())
-
-
 # ---- types with ranges ---------------------------------------------------------------------------
-
-
-def whole(least=0, most=10**9):
-    """A whole number within least..most."""
-
-    def read(typed):
-        if not re.fullmatch(r"[+-]?[0-9]{1,30}", typed) or not least <= int(typed) <= most:
-            limit = f"of at least {least}" if most >= 10**9 else f"from {least} to {most}"
-            raise argparse.ArgumentTypeError(f"expected a whole number {limit}, found {typed!r}")
-        return int(typed)
-
-    return read
-
-
-def number(above=None, least=None, below=None, most=None):
-    """A finite number within these limits."""
-    limits = {"above": above, "at least": least, "below": below, "at most": most}
-    found = [f"{word} {value}" for word, value in limits.items() if value is not None]
-    limit = " and ".join(found) or "that is finite"
-
-    def read(typed):
-        try:
-            value = float(typed)
-        except ValueError:
-            value = math.nan
-        fits = math.isfinite(value)
-        fits &= (above is None or value > above) and (least is None or value >= least)
-        fits &= (below is None or value < below) and (most is None or value <= most)
-        if not fits:
-            raise argparse.ArgumentTypeError(f"expected a number {limit}, found {typed!r}")
-        return value
-
-    return read
-
-
-def text(typed):
-    """A name or path: not empty, and no character that no path may have."""
-    if not typed.strip() or any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in typed):
-        raise argparse.ArgumentTypeError(f"expected a name or path, found {typed!r}")
-    return typed
 
 
 def run_name(typed):
     """The name of a run: one path component, so that nothing outside runs/ is ever written or
     deleted."""
-    inside = re.fullmatch(r"[\w.\- ]{1,100}", typed)
+    inside = re.fullmatch(r"[\w.\- ]{1,100}", typed) and len(typed.encode()) <= 200
     if not inside or typed.startswith((".", "-", " ")) or typed.endswith((".", " ")):
-        wanted = "expected one name of letters, digits, '._-' and spaces for runs/NAME"
+        wanted = "expected one name of letters, digits, '._-' and spaces for runs/NAME, not longer "
+        wanted += "than 200 bytes"
         raise argparse.ArgumentTypeError(f"{wanted}, found {typed!r}")
     return typed
 
@@ -168,43 +118,19 @@ class by_preset(dict):
 # ---- parser --------------------------------------------------------------------------------------
 
 
-class Help(argparse.HelpFormatter):
-    """Help with true defaults, and with what may change on resuming."""
+class Help(arguments.Help):
+    """Help with what may change on resuming."""
 
     def _get_help_string(self, action):
-        parts = [action.help or ""]
-        hidden = (None, False, argparse.SUPPRESS)  # compared by identity: a default of 0 is shown
-        shown = not any(action.default is value for value in hidden)
-        if shown and "default:" not in parts[0]:
-            parts.append("(default: %(default)s)")
-        if action.dest in FREE | GROWING:
-            parts.append("[free]" if action.dest in FREE else "[may grow]")
-        return " ".join(filter(None, parts))
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse without guessing (abbreviated options) and with mistakes in one line."""
-
-    def __init__(self, *positional, **named):
-        super().__init__(*positional, allow_abbrev=False, formatter_class=Help, **named)
-
-    def error(self, message):
-        message = re.sub("^argument ", "", message)
-        if unknown := re.match("unrecognized arguments: (.*)", message):
-            names = [word for word in unknown[1].split() if word.startswith("-")]
-            first = (names or unknown[1].split())[0].split("=")[0]
-            known = [option for action in self._actions for option in action.option_strings]
-            close = difflib.get_close_matches(first, known, 1)
-            fix = f"did you mean {close[0]}?" if close else "--help lists them all"
-            message = f"no argument {first} here: {fix}"
-        raise UserError(message)
+        kept = "[free]" if action.dest in FREE else "[may grow]" if action.dest in GROWING else ""
+        return f"{super()._get_help_string(action)} {kept}".strip()
 
 
 def base_parser(doc):
     """The arguments that training and evaluation share."""
     resuming = "On resuming, arguments marked [free] may change and those marked [may grow] may "
     resuming += "grow; all others are fixed."
-    p = Parser(description=doc.split("\n\n")[0], epilog=resuming)
+    p = Parser(description=doc.split("\n\n")[0], epilog=resuming, formatter_class=Help)
     g = p.add_argument_group("files")
     about = "name of the run: runs/NAME/"
     g.add_argument("--run", type=run_name, default="default", help=about)
@@ -390,6 +316,8 @@ def check(args, begun, typed, first):
     if args.simulator == "textworld" and env != "alfworld":
         found = f"--simulator textworld is ALFWorld's official engine, found --env {env}"
         raise UserError(f"{found}: leave it out, or use --env alfworld")
+    if args.max_steps and env not in ("alfworld", "webshop"):
+        raise UserError(f"--max-steps: {env} says itself how many; leave it out")
     if getattr(args, "lora_rank", 0) and not find_spec("peft"):
         raise UserError("--lora-rank needs peft: run pip install -e '.[gpu]'")
     track = getattr(args, "track", "none")

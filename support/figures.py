@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from scipy import stats
 
-from support.files import read_jsonl
+from support.report import lines_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -85,7 +85,8 @@ def curves(run, path):
     """Training success of a run's phases against wall-clock, iterations and environment steps;
     False without any metrics."""
     files = {phase: Path(run) / phase / "metrics.jsonl" for phase in PHASES}
-    phases = [(phase, read_jsonl(file)) for phase, file in files.items() if file.exists()]
+    # a running phase may be writing its last line
+    phases = [(phase, list(lines_of(file, []))) for phase, file in files.items()]
     phases = [(phase, lines) for phase, lines in phases if lines]
     if not phases:
         return False

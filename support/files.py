@@ -3,7 +3,6 @@ fingerprints, streams that have names."""
 
 import hashlib
 import json
-import math
 import os
 import re
 import zlib
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from envs import UserError, check_skill
+from envs import UserError, check_skill, clean_text
 from support import parallel
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -27,7 +26,7 @@ def read_text(path):
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): mend its rights") from None
     if raw is None:
-        fix = "run the phase that writes it first, or point --from at a finished run"
+        fix = "name one that is there, or run the phase that writes it first"
         raise UserError(f"no file {path}: {fix}")
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         found = "expected UTF-8, found UTF-16 (PowerShell's > writes it)"
@@ -56,7 +55,8 @@ def load_json(source):
     # half of a surrogate pair is no text: it could be neither shown nor saved
     if re.search(r"\\u[dD][89a-fA-F]", source):
         found = json.loads(dump(found))
-    if re.search(r"\d[eE]\+?\d{3}", source) and not finite(found):  # 1e999 is read as infinity
+    # 1e999 is read as infinity, and a whole number of 400 digits cannot be computed with
+    if re.search(r"\d[eE]\+?\d{3}|\d{300}", source) and not finite(found):
         raise ValueError("found a number that is too large")
     return found
 
@@ -66,7 +66,7 @@ def finite(value):
         return all(map(finite, value.values()))
     if isinstance(value, list):
         return all(map(finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
+    return not isinstance(value, (int, float)) or abs(value) < 1e300
 
 
 def read_json(path, fix="start anew with another --run, or delete that folder yourself"):
@@ -158,7 +158,7 @@ def sha256(path):
 
 def seal(folder):
     """Writes down what a finished folder holds, with everything in it on disk before."""
-    files = sorted(file for file in Path(folder).iterdir() if file.is_file())
+    files = sorted(one for one in Path(folder).iterdir() if one.is_file() and one.name != SEAL)
     for file in files:
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -166,9 +166,9 @@ def seal(folder):
     write_atomically(Path(folder) / SEAL, dump(prints, indent=0))
 
 
-def damage(folder):
+def damage(folder, needed=()):
     """What is wrong with a folder that was sealed: a file's name; None where it is sound, or was
-    never sealed."""
+    never sealed.  needed: names that a whole seal has."""
     folder = Path(folder)
     if not (folder / SEAL).exists():
         return None
@@ -176,8 +176,11 @@ def damage(folder):
         sealed = load_json((folder / SEAL).read_text(encoding="utf-8"))
     except (ValueError, OSError):
         return SEAL
-    for name, known in sealed.items():
-        if not (folder / name).is_file() or sha256(folder / name) != known:
+    for name, known in {**dict.fromkeys(needed), **sealed}.items():
+        try:
+            if not (folder / name).is_file() or sha256(folder / name) != known:
+                return name
+        except OSError:  # cannot be read, or is no name
             return name
     return None
 
@@ -205,7 +208,7 @@ DEFAULTS |= {"retired_iter": None}
 TEXT, COUNT, NUMBER = ("text", str), ("whole number of at least 0", int), ("number", int, float)
 FIELDS = dict.fromkeys(("skill_id", "condition", "strategy", "title", "env"), TEXT)
 FIELDS |= dict.fromkeys(("n_eval", "neg_streak", "created_iter", "updated_iter"), COUNT)
-FIELDS |= {"utility": NUMBER}
+FIELDS |= {"utility": NUMBER, "promoted_n": COUNT, "reason": TEXT}
 LISTS = {"deltas": NUMBER, "plain": NUMBER, "source_traj_ids": TEXT, "source_task_ids": TEXT}
 
 
@@ -249,6 +252,8 @@ def skills_file(path, env=None):
         if env and skill.get("env", env) != env:
             found = f"written in {skill['env'][:60]}, but {env} is played"
             raise UserError(f"{where}: {found}; use skills of that world")
+        for key in ("title", "condition", "strategy"):  # they reach terminals as well as prompts
+            skill[key] = clean_text(skill[key])
         try:
             check_skill(skill)
         except ValueError as reason:

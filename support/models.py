@@ -13,7 +13,9 @@ docs/models.md has the list of models, each of which tests/test_models.py plays.
 """
 
 import re
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -39,16 +41,23 @@ def check_model(name, args=None):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files fail in many ways
+        not_gone(name)
         raise UserError(
             f"--model {name}: expected a folder in Hugging Face format or a hub name "
             f"({reason_of(error)})"
         ) from None
     kinds = config.architectures or []
-    if not any("CausalLM" in kind or "LMHeadModel" in kind for kind in kinds):
+    if not any("CausalLM" in str(kind) or "LMHeadModel" in str(kind) for kind in kinds):
         raise UserError(
             f"--model {name}: expected a causal language model, found {config.architectures}"
         )
-    if lack := lacking(config):
+    try:
+        lack, context = lacking(config), context_of(config)
+    except (TypeError, AttributeError, ValueError) as error:  # numbers that are none, and the like
+        raise UserError(
+            f"--model {name}: its config.json is damaged ({reason_of(error)}); get the model again"
+        ) from None
+    if lack:
         raise UserError(f"--model {name}: {lack}; docs/models.md lists models that work")
     template = tokenizer.chat_template
     # Without a template it has to be a stand-in: these know a few thousand tokens, those of their
@@ -67,7 +76,9 @@ def check_model(name, args=None):
             f"--engine vllm samples freely, and {name} is a stand-in, which cannot: "
             "use --engine transformers"
         )
-    context, longest = context_of(config), (args.max_prompt or 4096) + args.max_response
+    if context < 64:  # not even a first prompt and an action
+        raise UserError(f"--model {name} reads {context} tokens: choose a model that reads more")
+    longest = (args.max_prompt or 4096) + args.max_response
     if template and longest > context:
         room = context - args.max_response
         fix = f"--max-prompt to at most {room}" if room > 0 else "--max-response"
@@ -75,6 +86,13 @@ def check_model(name, args=None):
             f"--max-prompt and --max-response make {longest} tokens, {name} reads {context}: "
             f"lower {fix}"
         )
+
+
+def not_gone(name):
+    """UserError where a checkpoint is not there any more: its phase goes on and keeps two."""
+    if Path(name).parent.name == "checkpoints" and not [*Path(name).glob("*.safetensors")]:
+        fix = "wait for that to end, and give this command again with --overwrite"
+        raise UserError(f"{name} is gone, its phase goes on: {fix}")
 
 
 def lacking(config):
@@ -98,7 +116,7 @@ def context_of(config):
     rope = getattr(config, "rope_parameters", None) or {}
     original = getattr(config, "original_max_position_embeddings", None)
     original = rope.get("original_max_position_embeddings") or original
-    longest = getattr(config, "max_position_embeddings", None) or 10**9
+    longest = int(getattr(config, "max_position_embeddings", None) or 10**9)
     return min(longest, original) if original and rope.get("rope_type") == "longrope" else longest
 
 
@@ -199,6 +217,7 @@ def load_model(name, dtype, device="cpu"):
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a damaged file fails in many ways
+        not_gone(name)
         raise UserError(
             f"{name}: cannot load its weights ({reason_of(error)}); get the model again, "
             "or use an older checkpoint"
@@ -209,6 +228,9 @@ def load_model(name, dtype, device="cpu"):
             f"{name}: its files lack weights ({', '.join(lost[:3])}{', ...' * (len(lost) > 3)}); "
             "get the model again"
         )
+    if extra := sorted(info["unexpected_keys"]):
+        some = ", ".join(extra[:3]) + ", ..." * (len(extra) > 3)
+        print(f"warning: {name}: weights that its config does not know: {some}", file=sys.stderr)
     return model.to(device).eval()
 
 

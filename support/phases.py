@@ -22,7 +22,15 @@ def mark(folder):
     phase's.  UserError where it is damaged."""
     path = Path(folder) / "args.json"
     about = read_json(path) if path.is_file() else {}
-    return about if about.get("phase") in NEXT and isinstance(about.get("args"), dict) else None
+    if about.get("phase") not in [*NEXT] or not isinstance(about.get("args"), dict):
+        return None
+    made, command = about.get("made_from") or {}, about.get("command", "")
+    places = made.get("places", {}) if isinstance(made, dict) else None
+    sound = isinstance(command, str) and isinstance(places, dict) and set(places) <= set(made)
+    if not sound or not all(isinstance(value, str) for value in places.values()):
+        found = f"{path} is damaged: expected texts as command and made_from"
+        raise UserError(f"{found}; start that phase anew in another --run")
+    return about
 
 
 def phase_of(path):
@@ -59,7 +67,14 @@ def policy_folder(phase_folder):
     if candidates:
         raise UserError(f"{candidates[0] / wrong} is damaged: {redo(folder)}")
     first = f"run {folder.name}.py first, or point --from at the folder of a finished phase"
+    first = redo(folder) if (folder / "done").exists() else first
     raise UserError(f"no policy in {folder}: {first}")
+
+
+def weights_of(name):
+    """The weights that a name means: those of a finished phase where it is a phase's folder, else
+    the folder or hub name itself."""
+    return policy_folder(finished_phase(name)) if mark(name) else name
 
 
 def skills_of(phase_folder):
@@ -67,11 +82,19 @@ def skills_of(phase_folder):
     what it wrote."""
     folder = Path(phase_folder)
     path = folder / "skills.jsonl"
-    known = read_json(folder / "done", redo(folder)).get("fingerprints", {}).get("skills")
+    known = read_json(folder / "done", redo(folder)).get("fingerprints") or {}
+    known = known.get("skills") if isinstance(known, dict) else redo(folder)
     if known and path.is_file() and fingerprint(path) != known:
         own = "copy your own skills elsewhere and name them with --skills"
         raise UserError(f"{path} is not what the phase wrote: {own}, or {redo(folder)}")
     return path
+
+
+def unchanged(weights, known):
+    """UserError where weights have another fingerprint than they had when it was written down."""
+    if fingerprint(weights) != known:
+        found = f"{weights} has changed while other policies were played"
+        raise UserError(f"{found}: give the command again with --overwrite")
 
 
 def redo(folder):
@@ -97,10 +120,12 @@ def finished_phase(folder):
     return folder
 
 
-def check_sources(folder):
+def check_sources(folder, after=()):
     """UserError where a phase, or one that it was made from, was made from weights or skills that
-    are others now."""
+    are others now.  after: phases that were made from this one."""
     folder = Path(folder)
+    if os.path.abspath(folder) in after:
+        raise UserError(f"{folder} was made from itself, says its args.json: {redo(folder)}")
     made = (mark(folder) or {}).get("made_from") or {}
     for what, place in made.get("places", {}).items():
         source = Path(os.path.normpath(folder / place))
@@ -112,5 +137,6 @@ def check_sources(folder):
                 raise UserError(f"{source / wrong} is damaged: {redo(above)}")
             found = f"{folder} was made from other {what} than {source} has now"
             raise UserError(f"{found}: {redo(folder)}")
-        if what == "weights" and (before := phase_of(source)) and before != folder:
-            check_sources(before)
+        before = phase_of(source) if what == "weights" else None
+        if before and before != Path(os.path.abspath(folder)):
+            check_sources(before, (*after, os.path.abspath(folder)))

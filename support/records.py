@@ -1,14 +1,16 @@
-"""Records of episodes: what goes to trajectories.jsonl, and the part of metrics.jsonl that every
-phase has."""
+"""Records of episodes: what goes to trajectories.jsonl and is read there again, and the part of
+metrics.jsonl that every phase has."""
 
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from envs import Step
+from envs import Step, UserError
 from support import parallel
+from support.files import numbered
 
 
 def new_record(play, task_type, task):
@@ -47,6 +49,36 @@ def for_file(record):
         line["logprobs"] = [round(x, 5) for x in step["logprobs"]]
         steps.append(line)
     return {key: value for key, value in record.items() if key != "skills"} | {"steps": steps}
+
+
+# what a line of trajectories.jsonl has to have for who reads it: its type per key
+LINE = dict.fromkeys(("traj_id", "group_id", "task_id", "task_type", "task", "condition"), str)
+LINE |= {"iteration": int, "success": bool, "steps": list, "final_observation": str}
+STEP = dict.fromkeys(("observation", "action", "response"), str)
+STEP |= {"reward": (int, float), "advantage": (int, float)}
+
+
+def lacking(row):
+    """The first key that a line of trajectories.jsonl lacks, or has in another type; None."""
+    for key, kind in LINE.items():
+        if not isinstance(row.get(key), kind):
+            return key
+    for step in row["steps"]:
+        for key, kind in STEP.items():
+            if not isinstance(step, dict) or not isinstance(step.get(key), kind):
+                return f"{key} of a step"
+    return None if row["steps"] else "steps"
+
+
+def read_records(path):
+    """The lines of a trajectories.jsonl.  UserError names the line and the field that is not what
+    a phase has written."""
+    rows = numbered(path)
+    for number, row in rows:
+        if lack := lacking(row):
+            fix = f"put the file back, or make {Path(path).parent} anew with --overwrite"
+            raise UserError(f"{path}, line {number}: expected an episode, found no {lack}; {fix}")
+    return [row for _, row in rows]
 
 
 def episode_metrics(records, max_response=512):

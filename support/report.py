@@ -27,6 +27,7 @@ from jinja2 import Environment
 
 from envs import UserError
 from support.files import write_atomically
+from support.records import lacking
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "mine", "distill")
@@ -44,24 +45,82 @@ GAMMA, COST, EPS = (
 # ---- reading -------------------------------------------------------------------------------------
 
 
+NUMBER = (int, float)
+PAIR = {0: str, 1: str}  # of observation and action
+TOKENS = {"w": NUMBER, "M": [NUMBER], "sampled": [NUMBER], "before": [NUMBER], "after": [NUMBER]}
+NEEDED = {  # what the page reads of a line, by file; "key?" may be absent
+    "metrics.jsonl": {
+        "iteration": int, "no_signal": NUMBER, "inadmissible_rate": NUMBER, "env_steps": int,
+        "elapsed": NUMBER, "success_plain": NUMBER,
+    },
+    "traces.jsonl": {"iteration": int, "group_id": str, "traj_id": str, "steps": [TOKENS]},
+    "pairs.jsonl": {
+        "iteration": int, "group_id": str, "delta": NUMBER, "s_skill": [NUMBER],
+        "s_base": [NUMBER], "skill_ids": [str],
+    },
+    "skills.jsonl": {
+        "skill_id": str, "condition": str, "strategy": str, "status": str, "deltas?": [NUMBER],
+        "source_traj_ids?": [str], "effect?": {0: NUMBER, 1: NUMBER, 2: NUMBER},
+    },
+    "results.jsonl": {
+        "arm": str, "split": str, "task_id": str, "task_type": str, "task": str,
+        "success": NUMBER, "score": NUMBER, "skill_ids": [str], "steps?": [PAIR],
+    },
+    "effects.jsonl": {"skill_id": str},
+}  # fmt: skip
+
+
+def misfit(value, shape):
+    """Where a value is not as a shape of NEEDED says: a key, "" for the value itself; None where it
+    is."""
+    if isinstance(shape, list):
+        found = [misfit(one, shape[0]) for one in value] if isinstance(value, list) else [""]
+        return next((one for one in found if one is not None), None)
+    if not isinstance(shape, dict):
+        return None if isinstance(value, shape) else ""
+    if 0 in shape:  # a list of that length
+        value = dict(enumerate(value)) if isinstance(value, list) else None
+        return (
+            None
+            if value
+            and len(value) == len(shape)
+            and all(misfit(value[i], one) is None for i, one in shape.items())
+            else ""
+        )
+    if not isinstance(value, dict):
+        return ""
+    for key, one in shape.items():
+        name = key.removesuffix("?")
+        if (name in value or name == key) and misfit(value.get(name), one) is not None:
+            return name
+    return None
+
+
+def lack_of(path, row):
+    """What a line is not, or lacks, in words; None where it can be read."""
+    if not isinstance(row, dict):
+        return "is not a JSON object"
+    shape = NEEDED.get(path.name, {})
+    lack = lacking(row) if path.name == "trajectories.jsonl" else misfit(row, shape)
+    return f"has no {lack} as it should be" if lack else None
+
+
 def lines_of(path, problems):
-    """The objects of a JSON-lines file, one by one; lines that are none are named in `problems` (a
-    running phase may be writing)."""
+    """The objects of a JSON-lines file, one by one; lines that are none, or lack what the page
+    reads, are named in `problems` (a running phase may be writing)."""
     if not path.exists():
         return
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
-            if isinstance(row, dict):
-                yield row
+            if lack := lack_of(path, row):
+                where = f"{path.parent.name}/{path.name}, line {number}"
+                problems.append(f"{where} {lack}: left out ({line[:60].strip()!r})")
             else:
-                problems.append(
-                    f"{path.parent.name}/{path.name}, line {number} is not a JSON object: left out "
-                    f"({line[:60].strip()!r})"
-                )
+                yield row
 
 
 def object_of(path, problems):
@@ -70,7 +129,7 @@ def object_of(path, problems):
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         problems.append(f"{path.parent.name}/{path.name} is not a JSON object: left out")
         return {}
 

@@ -24,6 +24,7 @@ import time
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from types import SimpleNamespace
 
 import torch
@@ -42,7 +43,7 @@ from support.files import (
     sync_folder,
     write_atomically,
 )
-from support.models import check_model
+from support.models import check_model, reason_of
 from support.phases import NEXT, checkpoints, mark
 from support.records import episode_metrics, for_file
 
@@ -151,8 +152,9 @@ class Run:
             # a phase that died before it had its mark leaves no more than these
             foreign = {one.name for one in folder.iterdir()} - {"lock", "args.json.part"}
         except OSError as error:
+            found = f"cannot write to {folder} ({error.strerror or error})"
             fix = "work in another folder, or mend its rights"
-            raise UserError(f"cannot write to {folder} ({error.strerror}): {fix}") from None
+            raise UserError(f"{found}: {fix}") from None
         if before["phase"] != phase if before else foreign:
             fix = "choose another --run, or move them away"
             raise UserError(f"{folder} holds files that no {phase} phase wrote: {fix}")
@@ -192,7 +194,7 @@ class Run:
         for key, value in now["args"].items():
             if key in FREE or key not in old or old[key] == value:
                 continue
-            if key in ("model", "source", "skills"):
+            if key in ("run", "model", "source", "skills"):
                 continue  # where these lie may change; what they are is compared below
             why = ""
             if key in GROWING:
@@ -220,9 +222,15 @@ class Run:
         falls back to the one before."""
         wrong = None
         for one in checkpoints(self.folder)[::-1]:
-            broken = damage(one) if (one / SEAL).exists() else SEAL
+            needed = ("state.pt", "checkpoint.json")
+            broken = damage(one, needed) if (one / SEAL).exists() else SEAL
+            found = {} if broken else counters_of(one / "checkpoint.json")
+            broken = broken or (None if found else "checkpoint.json")
             if not broken:
-                return one, load_json(read_text(one / "checkpoint.json"))
+                if found.get("of", self.identity()) != self.identity():
+                    fix = "put the right one there, or start anew with --overwrite"
+                    raise UserError(f"{one} is a checkpoint of another run or phase: {fix}")
+                return one, found
             wrong = wrong or one / broken
             warning = f"warning: {one / broken} is damaged, the checkpoint before it is used"
             print(warning, file=sys.stderr)
@@ -230,6 +238,12 @@ class Run:
             found = f"{wrong} is damaged and no earlier checkpoint is left"
             raise UserError(f"{found}: start anew with --overwrite")
         return None, {}
+
+    def identity(self):
+        """What a checkpoint is of: with these a phase's weights are determined, up to its other
+        arguments, which `compare` checks."""
+        made = [self.made.get("weights"), self.made.get("skills")]
+        return [self.phase, self.args.seed, *made]
 
     def check_lengths(self, lengths):
         """UserError where JSON lines that the checkpoint knows are missing."""
@@ -258,20 +272,29 @@ class Run:
     def restore(self, policy, optimizer):
         """Loads the optimizer's state (and adapters) of the last checkpoint; the policy was loaded
         from `weights` already.  From here on the folder is written to."""
-        parallel.first(self.prepare)
         if self.checkpoint:
             path = self.checkpoint / "state.pt"
-            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            parameters = large.trained(policy)
-            for i, state in saved["optimizer"]["state"].items():
-                for key, value in state.items():
-                    state[key] = parallel.like(value, parameters[i])
-            optimizer.load_state_dict(saved["optimizer"])
-            with torch.no_grad():
-                for p, value in zip(parameters, saved.get("adapters", [])):
-                    p.copy_(parallel.like(value, p))
+            try:
+                self.load_state(path, policy, optimizer)
+            except (LookupError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+                found = f"{path} is not this model's ({reason_of(error)})"
+                raise UserError(f"{found}: start anew with --overwrite") from None
+        parallel.first(self.prepare)
+        if self.checkpoint:
             print(f"going on after iteration {self.iteration} ({self.checkpoint})", flush=True)
-        self.began = time.time() - self.spent
+        self.began = time.monotonic() - self.spent
+
+    def load_state(self, path, policy, optimizer):
+        """The optimizer's state and the adapters of a state.pt."""
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        parameters = large.trained(policy)
+        for i, state in saved["optimizer"]["state"].items():
+            for key, value in state.items():
+                state[key] = parallel.like(value, parameters[i])
+        optimizer.load_state_dict(saved["optimizer"])
+        with torch.no_grad():
+            for p, value in zip(parameters, saved.get("adapters", [])):
+                p.copy_(parallel.like(value, p))
 
     # -- the loop
 
@@ -291,14 +314,14 @@ class Run:
 
     def clock(self):
         """Seconds that this phase has taken, the same in every process."""
-        return parallel.agree(time.time() - self.began)
+        return parallel.agree(time.monotonic() - self.began)
 
     @contextmanager
     def timed(self, name):
         """Adds NAME_seconds to this iteration's metrics."""
-        began, key = time.time(), f"{name}_seconds"
+        began, key = time.monotonic(), f"{name}_seconds"
         yield
-        self.seconds[key] = round(self.seconds.get(key, 0.0) + time.time() - began, 3)
+        self.seconds[key] = round(self.seconds.get(key, 0.0) + time.monotonic() - began, 3)
 
     def set_lr(self, optimizer):
         """This iteration's learning rate: linearly from --lr to --lr-end times that, reached at the
@@ -379,7 +402,7 @@ class Run:
         if parallel.rank() == 0:
             torch.save(saved, part / "state.pt")
             counters = ("iteration", "spent", "lengths", "ended_by", "state")
-            found = {key: getattr(self, key) for key in counters}
+            found = {key: getattr(self, key) for key in counters} | {"of": self.identity()}
             write_atomically(part / "checkpoint.json", dump(found))
             seal(part)
             os.replace(part, folder)  # the checkpoint exists from here on
@@ -445,6 +468,17 @@ class Run:
         else:
             lines.append(f"next: python {NEXT[self.phase]}.py --run {shlex.quote(self.args.run)}")
         return "\n".join(lines)
+
+
+def counters_of(path):
+    """What a checkpoint.json says; {} where it is none."""
+    try:
+        found = load_json(read_text(path))
+    except ValueError:
+        return {}
+    numbers = [found.get("iteration"), *(found.get("lengths") or {"": None}).values()]
+    sound = all(isinstance(n, int) and n >= 0 for n in numbers)
+    return found if sound and isinstance(found.get("state"), dict) else {}
 
 
 def tracker(args, phase):

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import common
 import distill
@@ -132,8 +132,9 @@ def unfinished(phase="warmup", iterations=None):
         "runs/default",
         "runs",
         "model",
-        "runs/default/warmup/checkpoints",
         "notes",
+        "new/../runs/default/warmup",
+        "new/../notes",
     ],
 )
 def test_evaluation_never_writes_into_a_folder_that_is_not_its_own(monkeypatch, run, out, more):
@@ -150,6 +151,12 @@ def test_evaluation_never_writes_into_a_folder_that_is_not_its_own(monkeypatch, 
         *more,
         says="no evaluation wrote",
     )
+
+
+@pytest.mark.parametrize("out", ["warmup/eval", "warmup/checkpoints", "mine/policy/eval"])
+def test_evaluation_never_writes_below_a_phases_folder(monkeypatch, run, out):
+    arguments = ["--policy", "runs/default/warmup", "--out", f"runs/default/{out}", *EVALUATE]
+    refused(monkeypatch, evaluate, *arguments, says="lies in a phase's folder")
 
 
 def test_evaluation_takes_a_new_an_empty_or_its_own_folder_and_keeps_what_others_put_there(
@@ -200,6 +207,34 @@ def test_an_out_that_is_a_file_is_refused(monkeypatch, run):
     refused(monkeypatch, evaluate, *EVALUATE, "--out", "skills.jsonl", says="is a file")
 
 
+ANSWERS = {  # changes one line of results.jsonl
+    "three": ({"success": 3}, "expected shares within 0 and 1"),
+    "negative": ({"valid_rate": -0.5}, "expected shares within 0 and 1"),
+    "a text": ({"score": "1"}, "lacks a field"),
+    "no repetition": ({"repetition": None}, "lacks a field"),
+    "twice": (None, "episode 2 is there twice"),
+}
+
+
+@pytest.mark.parametrize("change", ANSWERS)
+def test_answers_that_no_evaluation_wrote_are_refused_with_their_episode(monkeypatch, run, change):
+    new, says = ANSWERS[change]
+    path = run / "evaluate" / "results.jsonl"
+    lines = files.read_jsonl(path)
+    lines[1] = lines[1] | new if new else lines[0]
+    files.write_jsonl(path, lines)
+    refused(monkeypatch, evaluate, *EVALUATE, says=says)
+
+
+@pytest.mark.parametrize("question", [[1], "x", None])
+def test_an_evaluations_mark_with_another_question_is_refused(monkeypatch, run, question):
+    path = run / "evaluate" / "args.json"
+    path.write_text(files.dump(json.loads(path.read_text()) | {"question": question}))
+    refused(monkeypatch, evaluate, *EVALUATE, says="answers another question")
+    path.write_text("{")
+    refused(monkeypatch, evaluate, *EVALUATE, "--overwrite", says="choose another --out")
+
+
 NAMES = [
     "../../x",
     "..",
@@ -217,6 +252,10 @@ NAMES = [
     ".hidden",
     "a/../b",
     "trailing.",
+    "漢" * 100,
+    "a\u202eb",
+    "a\u00a0b",
+    "La\u0308ufe",
 ]
 
 
@@ -660,6 +699,62 @@ def test_a_run_that_was_renamed_or_whose_source_was_deleted_is_still_good(monkey
     run_main(monkeypatch, evaluate, "--policy", "runs/other/distill", "--out", "new", *EVALUATE)
 
 
+def test_a_run_that_was_renamed_goes_on_by_its_new_name(monkeypatch, run):
+    unfinished("warmup")
+    os.rename("runs/default", "runs/other")
+    run_main(monkeypatch, warmup, *PHASES[warmup], "--run", "other")
+    assert Path("runs/other/warmup/done").exists() and not Path("runs/default").exists()
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(monkeypatch, run):
+    run_main(monkeypatch, warmup, *PHASES[warmup], "--seed", "2", "--run", "two")
+    shutil.rmtree("runs/default/warmup/checkpoints/000003")
+    shutil.copytree("runs/two/warmup/checkpoints/000003", "runs/default/warmup/checkpoints/000003")
+    unfinished("warmup")
+    says = "000003 is a checkpoint of another run or phase"
+    refused(monkeypatch, warmup, *PHASES[warmup], says=says)
+
+
+def test_weights_that_change_while_others_are_played_are_noticed(monkeypatch, run):
+    load = evaluate.load_policy
+
+    def meanwhile(folder, args):
+        shutil.copy("runs/default/mine/policy/model.safetensors", "runs/default/warmup/policy")
+        return load(folder, args)
+
+    monkeypatch.setattr(evaluate, "load_policy", meanwhile)
+    arguments = ["--policy", "model", "runs/default/warmup", "--out", "new", *EVALUATE]
+    with pytest.raises(UserError, match="warmup/policy has changed while other policies"):
+        run_main(monkeypatch, evaluate, *arguments)
+    assert {r["arm"] for r in files.read_jsonl("new/results.jsonl")} == {"model"}
+
+
+def test_a_phase_that_names_itself_as_its_source_is_told(monkeypatch, run):
+    path = run / "warmup" / "args.json"
+    made = {"weights": files.fingerprint(run / "mine" / "policy")}
+    made["places"] = {"weights": "../mine/policy"}
+    path.write_text(files.dump(json.loads(path.read_text()) | {"made_from": made}))
+    refused(monkeypatch, evaluate, *EVALUATE, "--overwrite", says="was made from itself")
+
+
+def test_a_finished_phase_without_weights_is_made_anew_as_it_advises(monkeypatch, run):
+    for name in ("policy", "checkpoints"):
+        shutil.rmtree(run / "warmup" / name)
+    line = refused(monkeypatch, mine, *PHASES[mine], "--overwrite", says="no policy in")
+    advice = shlex.split(re.search("`python warmup.py (.*)`", line)[1])
+    run_main(monkeypatch, warmup, *advice)
+
+
+def test_warm_up_takes_a_phases_folder_as_its_source(monkeypatch, run):
+    arguments = [word for word in PHASES[warmup] if word not in ("--model", "model")]
+    source = ["--from", "runs/default/warmup", "--run", "control", "--iterations", "1"]
+    run_main(monkeypatch, warmup, *arguments, *source)
+    made = json.loads(Path("runs/control/warmup/args.json").read_text())["made_from"]
+    assert made["weights"] == files.fingerprint("runs/default/warmup/policy")
+    unfinished("warmup")
+    refused(monkeypatch, warmup, *arguments, *source[:2], "--run", "new", says="is not finished")
+
+
 def test_every_done_has_the_fingerprints_of_what_went_in_and_what_came_out(run):
     done = {
         phase: json.loads((run / phase / "done").read_text())["fingerprints"]
@@ -698,6 +793,35 @@ def test_lines_behind_the_checkpoint_are_cut(monkeypatch, run):
         file.write('{"torn": ')
     run_main(monkeypatch, warmup, *PHASES[warmup])
     assert len(files.read_jsonl(folder / "metrics.jsonl")) == 3
+
+
+EPISODES = {  # what is done to the last line of warm-up's trajectories
+    "no iteration": lambda row: row.pop("iteration"),
+    "iteration": lambda row: row.update(iteration="2"),
+    "no steps": lambda row: row.pop("steps"),
+    "empty": lambda row: row.update(steps=[]),
+    "a step": lambda row: row["steps"][0].pop("action"),
+    "no text": lambda row: row["steps"][0].update(observation=None),
+    "success": lambda row: row.update(success="no"),
+    "the end": lambda row: row.pop("final_observation"),
+}
+
+
+@pytest.mark.parametrize("what", EPISODES)
+def test_an_episode_that_no_phase_wrote_is_refused_with_its_line(monkeypatch, run, what):
+    path = run / "warmup" / "trajectories.jsonl"
+    lines = files.read_jsonl(path)
+    EPISODES[what](lines[-1])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    says = f"line {len(lines)}: expected an episode, found no"
+    refused(monkeypatch, mine, *PHASES[mine], "--overwrite", says=says)
+
+
+@pytest.mark.parametrize("cut", ['{"iteration": 3, "suc', '{"iteration": 3}', "[" * 99_999])
+def test_a_line_that_a_running_phase_is_writing_stops_no_evaluation(monkeypatch, run, cut):
+    with open(run / "distill" / "metrics.jsonl", "a") as file:
+        file.write(cut)
+    run_main(monkeypatch, evaluate, *EVALUATE, "--overwrite")
 
 
 # ---- A. repetitions are no new games -------------------------------------------------------------
@@ -871,6 +995,67 @@ def test_without_a_sound_checkpoint_the_line_names_the_file_and_what_to_do(monke
     run_main(monkeypatch, warmup, *PHASES[warmup], "--overwrite")
 
 
+def resealed(name, text):
+    """A checkpoint's file is another one, and the seal knows it."""
+    folder = Path("runs/default/warmup/checkpoints/000003")
+    (folder / name).write_text(text)
+    files.seal(folder)
+
+
+def test_a_checkpoint_whose_counters_are_none_falls_back_to_the_one_before(
+    monkeypatch, run, capsys
+):
+    unfinished("warmup")
+    for text in ('{"iteration": -1, "lengths": {"a": 1}, "state": {}}', "{}", "{"):
+        resealed("checkpoint.json", text)
+        assert runs.counters_of(run / "warmup/checkpoints/000003/checkpoint.json") == {}
+    run_main(monkeypatch, warmup, *PHASES[warmup])
+    assert "checkpoint.json is damaged, the checkpoint before it" in capsys.readouterr().err
+
+
+def test_an_empty_seal_hides_no_missing_file(monkeypatch, run, capsys):
+    unfinished("warmup")
+    folder = run / "warmup" / "checkpoints" / "000003"
+    (folder / "sha256.json").write_text("{}")
+    (folder / "state.pt").unlink()
+    run_main(monkeypatch, warmup, *PHASES[warmup])
+    assert "state.pt is damaged, the checkpoint before it is used" in capsys.readouterr().err
+
+
+def test_an_optimizer_of_another_model_is_told_before_anything_is_cut(monkeypatch, run):
+    unfinished("warmup")
+    folder = run / "warmup" / "checkpoints" / "000003"
+    torch.save({"optimizer": {"state": {}, "param_groups": []}}, folder / "state.pt")
+    files.seal(folder)
+    refused(monkeypatch, warmup, *PHASES[warmup], says="state.pt is not this model's")
+    (folder / "state.pt").write_text("no state")
+    files.seal(folder)
+    refused(monkeypatch, warmup, *PHASES[warmup], says="state.pt is not this model's")
+
+
+MARKS = {
+    "command": 7,
+    "made_from": [1],
+    "made_from ": {"weights": "x", "places": 7},
+    "made_from  ": {"places": {"weights": "../warmup/policy"}},
+    "made_from   ": {"weights": "x", "places": {"weights": 3}},
+}
+
+
+@pytest.mark.parametrize("key", MARKS)
+def test_a_mark_of_wrong_types_is_told_in_one_line(monkeypatch, run, key):
+    path = run / "mine" / "args.json"
+    path.write_text(files.dump(json.loads(path.read_text()) | {key.strip(): MARKS[key]}))
+    refused(monkeypatch, evaluate, *EVALUATE, "--overwrite", says="mine/args.json is damaged")
+
+
+@pytest.mark.parametrize("prints", [[1], "x"])
+def test_fingerprints_of_wrong_types_are_told_in_one_line(monkeypatch, run, prints):
+    (run / "mine" / "done").write_text(files.dump({"fingerprints": prints}))
+    says = "is not what the phase wrote"
+    refused(monkeypatch, evaluate, *EVALUATE, "--overwrite", says=says)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{", '{"phase": "warmup"', "[]", "null", "\x00\x01", '{"phase": "warmup", "args": []}'],
@@ -990,6 +1175,11 @@ def test_half_a_surrogate_pair_is_read_and_written_as_a_question_mark():
         ({"skill_id": None}, "expected a text as skill_id"),
         ({"env": 3}, "expected a text as env"),
         ({"env": "webshop"}, "written in webshop"),
+        ({"promoted_n": "8"}, "expected a whole number of at least 0 as promoted_n"),
+        ({"reason": [1]}, "expected a text as reason"),
+        ({"utility": 10**400}, "found a number that is too large"),
+        ({"n_eval": 10**400}, "found a number that is too large"),
+        ({"strategy": "\x00\x1b"}, "empty field"),
     ],
 )
 def test_a_skill_of_the_wrong_kind_is_refused_with_line_and_field(monkeypatch, run, changes, says):
@@ -1009,6 +1199,14 @@ def test_a_skills_file_with_just_the_demanded_keys_is_enough(monkeypatch, run):
     )
     run_main(monkeypatch, distill, *PHASES[distill], "--overwrite", "--skills", "own.jsonl")
     assert files.read_jsonl("runs/default/distill/skills.jsonl")[0]["n_eval"] > 0
+
+
+def test_a_skills_text_reaches_no_terminal_with_control_characters():
+    odd = {"skill_id": "a", "condition": "find \x1b[31mred\x07", "strategy": "a \u202eb\nc"}
+    files.write_jsonl("own.jsonl", [SKILL | odd])
+    (skill,) = files.skills_file("own.jsonl")
+    assert (skill["condition"], skill["strategy"]) == ("find [31mred", "a b c")
+    assert skill["title"] == "find [31mred"
 
 
 def test_two_skills_of_one_name_are_refused():
@@ -1164,6 +1362,93 @@ def test_a_class_of_ones_own_that_raises_is_told_in_one_line(monkeypatch, tmp_pa
         ) as mistake:
             run_main(monkeypatch, warmup, "--env", name, "--model", "model")
         assert "\n" not in str(mistake.value)
+
+
+WORLDS = {
+    "    pass\nclass World: pass": "it lacks split_names, max_steps, tasks",
+    "    anchor = property()": "it lacks anchor",
+    "    def tasks(self, split): raise OSError('no disk')": "OSError: no disk",
+    "    def tasks(self, split): return []": "expected texts as tasks('train'), found []",
+    "    def tasks(self, split): return [1, 2]": "expected texts as tasks",
+    "    split_names = 'train'": "expected names, the training split first",
+    "    max_steps = None": "expected a whole number as max_steps",
+    "    def reset(self, *a): return ('x', {})": "has no attribute",
+    "    def reset(self, *a): s = super().reset(*a); s.observation = b'x'; return s": "found b'x'",
+    "    def anchor(self, o): return {}": "expected texts as what reset",
+    "    def step(self, a): super().step(a)": "NoneType",
+    "    def step(self, a): s = super().step(a); s.reward = float('nan'); return s": "finite",
+    "    def step(self, a): s = super().step(a); s.reward = '10'; return s": "finite",
+    "    def fork(self): pass": "NoneType",
+    "    def __init__(self): self.__init__()": "RecursionError",
+}
+
+
+@pytest.mark.parametrize("body", WORLDS)
+def test_a_world_of_ones_own_that_is_none_is_told_before_a_model_is_loaded(
+    monkeypatch, tmp_path, body
+):
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_world", raising=False)
+    Path("odd_world.py").write_text(f"from tests.toy import Doors\nclass World(Doors):\n{body}\n")
+    sys.path_importer_cache.clear()
+    with pytest.raises(UserError) as mistake:
+        common.make_env("odd_world:World")
+    assert WORLDS[body] in str(mistake.value) and "\n" not in str(mistake.value)
+
+
+def test_a_complete_world_is_taken_and_says_itself_how_many_steps_it_has(monkeypatch):
+    assert common.make_env("tests.toy:Doors").max_steps == 3
+    says = "--max-steps: tests.toy:Doors says itself how many"
+    own = ["--env", "tests.toy:Doors", "--max-steps", "7"]
+    refused(monkeypatch, warmup, *PHASES[warmup], *own, says=says)
+
+
+def test_a_world_whose_training_games_are_all_held_out_is_told(monkeypatch):
+    held = next(task for task in Doors().tasks("train") if common.is_held_out(task))
+    monkeypatch.setattr(Doors, "tasks", lambda self, split: [held] if split == "train" else [])
+    with pytest.raises(UserError, match="held out: more games are needed"):
+        common.sample_tasks(common.train_tasks(Doors()), 2, files.rng("any"))
+    with pytest.raises(UserError, match="--split valid has no games here"):
+        evaluate.panel_of(Doors(), ["valid"])
+    with pytest.raises(UserError, match="add --split held_out"):
+        evaluate.panel_of(Doors(), Doors.split_names[2:])
+
+
+# ---- B. models -----------------------------------------------------------------------------------
+
+CONFIGS = {
+    "architectures": [3],
+    "max_position_embeddings": "many",
+    "max_position_embeddings ": 16,
+    "max_position_embeddings  ": -5,
+    "layer_types": [5],
+    "rope_parameters": 7,
+    "hidden_size": 0,
+    "vocab_size": -1,
+}
+
+
+@pytest.mark.parametrize("key", CONFIGS)
+def test_a_config_of_wrong_types_is_told_before_anything_is_written(monkeypatch, key):
+    path = Path("model/config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key.strip(): CONFIGS[key]}))
+    refused(monkeypatch, warmup, *PHASES[warmup], says="model")
+
+
+def test_a_checkpoint_that_is_gone_is_told_apart_from_a_wrong_model(monkeypatch, run):
+    for what in ("model.safetensors", "config.json"):  # its phase is deleting it
+        (run / "warmup/checkpoints/000002" / what).unlink()
+        with pytest.raises(UserError, match="is gone, its phase goes on"):
+            common.Policy("runs/default/warmup/checkpoints/000002")
+
+
+def test_weights_that_a_config_does_not_know_are_named(capsys):
+    weights = load_file("model/model.safetensors")
+    save_file(weights | {"model.layers.9.x": torch.zeros(2)}, "model/model.safetensors")
+    common.Policy("model")
+    assert "weights that its config does not know: model.layers.9.x" in capsys.readouterr().err
 
 
 # ---- B. silent zero ------------------------------------------------------------------------------

@@ -155,6 +155,31 @@ def test_every_metric_of_a_run_is_explained_with_the_line_that_computes_it(run):
         assert code and (report.ROOT / file).read_text().splitlines()[line - 1].strip() == code
 
 
+ODD = {  # the last line of a file, by what is done to it
+    "no no_signal": ("mine/metrics", lambda row: row.pop("no_signal")),
+    "iteration": ("warmup/metrics", lambda row: row.update(iteration="x")),
+    "tokens": ("distill/traces", lambda row: row.update(steps=["x"])),
+    "an episode": ("warmup/trajectories", lambda row: row.pop("final_observation")),
+    "delta": ("mine/pairs", lambda row: row.update(delta="x")),
+    "ids": ("mine/pairs", lambda row: row.update(skill_ids=[{}])),
+    "deltas": ("distill/skills", lambda row: row.update(deltas="x")),
+    "sources": ("distill/skills", lambda row: row.update(source_traj_ids=7)),
+    "effect": ("distill/skills", lambda row: row.update(effect="x", status="active")),
+    "steps": ("evaluate/results", lambda row: row.update(steps="xyz")),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_lines_of_another_form_are_named_and_the_rest_is_read(copy, what):
+    name, change = ODD[what]
+    path = copy / f"{name}.jsonl"
+    rows = read_jsonl(path)
+    change(rows[-1])
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    problems = part(report.write_report(copy), "data")["problems"]
+    assert len(problems) == 1 and f"{name}.jsonl, line {len(rows)} has no" in problems[0], problems
+
+
 def test_half_written_lines_are_named_and_the_rest_is_read(copy):
     with open(copy / "distill" / "metrics.jsonl", "a") as file:
         file.write('{"iteration": 5, "success_pl')

@@ -21,13 +21,13 @@ an ordinary Hugging Face folder, tiny/ENV: the phases do not know what it is.
                                               trained on: exit code 1 if one fails
 """
 
-import argparse
 import json
 import os
 import random
 import sys
 import time
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,8 @@ from torch.func import functional_call
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from envs import UserError, run_tool  # noqa: E402
+from envs import UserError  # noqa: E402
+from envs.arguments import Parser, number, run_tool, whole  # noqa: E402
 from tiny import alfworld_lessons, webshop_lessons  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -322,8 +323,18 @@ def origin(args):
     return {"--start": args.start, "--procedure": args.procedure, "--seed": args.seed}
 
 
+def origin_of(state):
+    """The same of a training state's file; None where there is none."""
+    if not Path(state).exists():
+        return None
+    try:
+        return torch.load(state, weights_only=True).get("origin")
+    except (UnpicklingError, RuntimeError, AttributeError, EOFError):
+        raise UserError(f"{state} is no training state: name another one with --state") from None
+
+
 def main():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description="Pretrains the laptop stand-in for an environment and checks its gates."
     )
     parser.add_argument("--env", choices=LESSONS, default="alfworld", help="environment")
@@ -336,44 +347,53 @@ def main():
     )
     parser.add_argument(
         "--procedure",
-        type=float,
+        type=number(above=0),
         default=1.0,
         help="factor on how often players do right what no skill asks for",
     )
     parser.add_argument("--check", action="store_true", help="only play the gates")
-    parser.add_argument("--games", type=int, default=300, help="episodes per gate")
-    parser.add_argument("--steps", type=int, default=2500, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=24, help="examples per step and process")
-    parser.add_argument("--micro", type=int, default=12, help="examples per forward pass")
+    parser.add_argument("--games", type=whole(1), default=300, help="episodes per gate")
+    parser.add_argument("--steps", type=whole(1), default=2500, help="optimizer steps")
+    parser.add_argument("--batch", type=whole(1), default=24, help="examples per step and process")
+    parser.add_argument("--micro", type=whole(1), default=12, help="examples per forward pass")
     parser.add_argument(
-        "--lr", type=float, default=3e-3, help="peak learning rate of embeddings and norms (AdamW)"
+        "--lr",
+        type=number(above=0),
+        default=3e-3,
+        help="peak learning rate of embeddings and norms (AdamW)",
     )
     parser.add_argument(
-        "--muon-lr", type=float, default=0.02, help="peak learning rate of the matrices (Muon)"
+        "--muon-lr",
+        type=number(above=0),
+        default=0.02,
+        help="peak learning rate of the matrices (Muon)",
     )
     parser.add_argument(
-        "--world", type=float, default=0.3, help="weight of predicting what the world answers"
+        "--world",
+        type=number(least=0),
+        default=0.3,
+        help="weight of predicting what the world answers",
     )
-    parser.add_argument("--width", type=int, default=128, help="hidden size")
-    parser.add_argument("--layers", type=int, default=3, help="layers")
+    parser.add_argument("--width", type=whole(1), default=128, help="hidden size")
+    parser.add_argument("--layers", type=whole(1), default=3, help="layers")
     parser.add_argument(
-        "--processes", type=int, default=2, help="training processes, one core each"
+        "--processes", type=whole(1), default=2, help="training processes, one core each"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of weights and data")
     args = parser.parse_args()
     args.out, args.state = (
         args.out or str(HERE / args.env),
         args.state or f"runs/tiny/{args.env}.pt",
     )
+    if args.width % 8:  # four heads, whose halves rotate
+        raise UserError(f"--width: expected a multiple of 8, found {args.width}")
+    if args.start and not (Path(args.start) / "config.json").is_file():
+        raise UserError(f"--start {args.start}: expected a model's folder, found no config.json")
     if not args.check:
         Path(args.state).resolve().parent.mkdir(parents=True, exist_ok=True)
         Path(f"{args.state}.rendezvous").unlink(missing_ok=True)
         args.state = str(Path(args.state).resolve())
-        theirs = (
-            torch.load(args.state, weights_only=True).get("origin")
-            if Path(args.state).exists()
-            else None
-        )
+        theirs = origin_of(args.state)
         if theirs not in (None, origin(args)):
             raise UserError(
                 f"{args.state} was trained with {theirs}, not {origin(args)}: name "

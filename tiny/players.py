@@ -14,11 +14,11 @@ says, clause by clause, so that what a skill *says* matters:
 write that too.
 """
 
-import argparse
 import json
 import re
 
 from envs.alfworld_prompts import read_task, room_list
+from envs.arguments import Parser, run_tool
 
 VERBS = {"heat": "microwave", "cool": "fridge", "clean": "sinkbasin"}
 CONDITIONS = {
@@ -259,7 +259,7 @@ def describe(task, steps, which):
 def main():
     """Prints a skills.jsonl of active general skills, one for each kind of task: an oracle's, or
     useless ones for comparison."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = Parser(description=main.__doc__)
     parser.add_argument("--useless", action="store_true", help="skills that help nobody")
     useless = parser.parse_args().useless
     types = ("pick_and_place_simple", "look_at_obj_in_light", "pick_two_obj_and_place")
@@ -288,4 +288,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_tool(main)
