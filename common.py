@@ -59,7 +59,8 @@ def make_env(name, simulator="fast", max_steps=None):
         raise UserError(f"--env {name}: {expected} ({type(error).__name__}: {error})") from None
 
 
-def is_held_out(task_id):  # 1 in 20, fixed by its name, is never trained on: for tuning recipes
+def is_held_out(task_id):
+    """1 training task in 20, fixed by its name, is never trained on: recipes are tuned there."""
     return zlib.crc32(task_id.encode()) % 20 == 0
 
 
@@ -164,9 +165,6 @@ class Policy:
         how = (self.encode, self.action_ids, self.tokenizer.unk_token_id)
         return constrain.next_tokens(responses, *how) if self.constrain else None
 
-    def logits(self, model, hidden):
-        return models.logits_of(model, hidden)
-
     def logprobs(self, sequences, temperature=1.0):
         """(N,) log-probs and (N,) entropies of all targets of the sequences, in their order."""
         if self.adapter_off:  # a LoRA policy without its adapter is the reference policy, for free
@@ -186,7 +184,7 @@ class Policy:
         Only these N tokens get logits: (B, T, V) of a 7B model's vocabulary would not fit."""
 
         def of_targets(hidden, tokens, allowed):
-            logits = self.logits(self.model, hidden) / temperature  # (n, V)
+            logits = models.logits_of(self.model, hidden) / temperature  # (n, V)
             return token_logprobs(logits, tokens, allowed)
 
         with self.autocast():
@@ -195,7 +193,8 @@ class Policy:
             hidden, tokens = hidden[b, p - 1], ids[b, p]
             return training.in_chunks(of_targets, self.chunk, hidden, tokens, allowed)
 
-    def save(self, folder, dtype=None):  # as a Hugging Face folder, also in another dtype
+    def save(self, folder, dtype=None):
+        """Writes a Hugging Face folder, in another dtype where one is given."""
         large.save(self, folder, dtype)
 
 

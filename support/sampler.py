@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from support.models import attention_masks
+from support.models import attention_masks, logits_of
 
 # ---- a token per row -----------------------------------------------------------------------------
 
@@ -211,7 +211,7 @@ class Sampler:
             hidden[torch.tensor(left, device=last.device)] = last
             new = [ids[width:] for ids in new]
         wanted = torch.tensor(wanted, device=hidden.device)
-        return self.policy.logits(self.policy.sampling, hidden[wanted])
+        return logits_of(self.policy.sampling, hidden[wanted])
 
     def feed(self, rows, tokens):
         """Runs tokens (a list per row) through the model; returns the hidden state of each row's
