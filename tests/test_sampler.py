@@ -69,12 +69,12 @@ def test_a_weight_of_0_is_never_picked_not_even_at_the_very_end():
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf])
 @pytest.mark.parametrize("options", [[None, None], [[3, 5], [1, 2]]])
 def test_logits_that_are_not_finite_stop_the_run(policy, monkeypatch, broken, options):
-    def logits(self, model, hidden):
+    def logits(model, hidden):
         found = torch.zeros(len(hidden), 900)
         found[1, 2] = broken
         return found
 
-    monkeypatch.setattr(common.Policy, "logits", logits)
+    monkeypatch.setattr(sampler, "logits_of", logits)
     candidates = [ids and (lambda response, ids=ids: ids) for ids in options]
     streams = [np.random.default_rng(i) for i in range(2)]
     with pytest.raises(FloatingPointError, match="logits of 1 of 2 rows are not finite"):
