@@ -171,9 +171,9 @@ table(
 #
 # ## Exercises
 #
-# * **E5** Predict, then compare: success without L_int; with useless skills; with twice the
-#   episodes and no skills. `python -m course.check E5` (The README of the project tells: do not
-#   look.)
+# * **E5** Predict, then compare: success without L_int; with useless skills; with winners that had
+#   no skill taught instead, as many tokens. `python -m course.check E5` (The README of the project
+#   tells one of them: do not look.)
 # * **E9** Which tokens of a response have M = 1? Capitals in tags, a one-letter action, an action
 #   that is split inside a token. `python -m course.check E9`
 # * **E6** Write the gate by *utility* (u > 0 instead of D_g > 0) as a patch of `plain_twins`.

@@ -9,7 +9,6 @@ course/NAME.ipynb with its outputs.
 The sources are what is reviewed and edited; a `# %% [markdown]` cell is text, its lines after `# `.
 Outputs are those of one run."""
 
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from envs import UserError
-from envs.arguments import run_tool
+from envs.arguments import Parser, run_tool
 
 HERE = Path(__file__).parent
 
@@ -83,18 +82,26 @@ def keep_outputs(book, old):
 
 
 def main():
-    asked = [name for name in sys.argv[1:] if not name.startswith("--")]
+    parser = Parser(description=__doc__.split("\n\n")[0])
+    about = "notebooks, by the names of their sources (default: all)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=about)
+    parser.add_argument("--text", action="store_true", help="new text, old outputs: nothing is run")
+    parser.add_argument("--check", action="store_true", help="only say which are not their source's")
+    args = parser.parse_args()
+    known = [path.stem for path in sources()]
+    if unknown := [name for name in args.names if name not in known]:
+        raise UserError(f"{unknown[0]}: expected one of {', '.join(known)}")
     stale = []
     for source in sources():
         target = source.with_suffix(".ipynb")
-        if asked and source.stem not in asked:
+        if args.names and source.stem not in args.names:
             continue
         book = notebook(source)
-        if "--check" in sys.argv:
+        if args.check:
             if not target.exists() or not same_cells(book, nbformat.read(target, as_version=4)):
                 stale.append(source.stem)
             continue
-        if "--text" in sys.argv:
+        if args.text:
             keep_outputs(book, nbformat.read(target, as_version=4))
             nbformat.write(book, target)
             continue

@@ -110,7 +110,7 @@ def ablations():
     names = {
         "without L_int": "abl-lambda-0",
         "with useless skills": "abl-useless",
-        "GiGPO, twice the episodes": "abl-gigpo-twice",
+        "plain winners taught, in the same dose": "abl-self-imitation",
     }
     return {name: success(arm) - success("abl-siri") for name, arm in names.items()}
 
@@ -291,8 +291,8 @@ then both for 8.  Simulate it: ten lines and a few thousand skills are enough.""
         """Three ablations, predicted: success minus that of SIRI.
   ALFWorld's validation games under the plain prompt, mean of three seeds, after 6 iterations of
   distillation.  Useless skills: sentences that sound like skills and say nothing that helps.
-Three numbers, within .1: without L_int; with useless skills in place of the mined ones; GiGPO
-(no skills at all) with twice the episodes.""",
+Three numbers, within .1: without L_int; with useless skills in place of the mined ones; with L_int
+on plain winners instead of skill episodes, as many tokens with as much weight.""",
         ablations,
         0.1,
     ),

@@ -260,7 +260,7 @@ def asked(*words):
 def test_exercises_accept_the_known_answers_and_refuse_others():
     e1 = "0.577 0.577 -1.155 0.707 0 -0.707 1.284 0.577 -1.862".split()
     e2 = "3.333 3.333 -6.667 4.75 0 -4.75 8.083 3.333 -11.417".split()
-    known = {"E1": e1, "E2": e2, "E3": ["0.354", "0.118"], "E5": ["-0.269", "-0.246", "-0.184"]}
+    known = {"E1": e1, "E2": e2, "E3": ["0.354", "0.118"], "E5": ["-0.220", "-0.262", "-0.200"]}
     known |= {"E7": ["better", "more"], "E9": ["5+6+7", "5", "2+3+4"]}
     known["E8"] = "assign_advantages plain_twins distill.plain_twins update()".split()
     for name, answer in known.items():
