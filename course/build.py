@@ -86,7 +86,7 @@ def main():
     about = "notebooks, by the names of their sources (default: all)"
     parser.add_argument("names", nargs="*", metavar="NAME", help=about)
     parser.add_argument("--text", action="store_true", help="new text, old outputs: nothing is run")
-    parser.add_argument("--check", action="store_true", help="only say which are not their source's")
+    parser.add_argument("--check", action="store_true", help="only say which are stale")
     args = parser.parse_args()
     known = [path.stem for path in sources()]
     if unknown := [name for name in args.names if name not in known]:
