@@ -128,6 +128,7 @@ def test_a_laptop_recipe_is_valid_shell_and_names_only_arguments_that_its_script
         "evaluate.py",
         "recipes/compare.py",
         "tiny/players.py",
+        "recipes/ablations/self-imitation.patch",
     ]
     known = {flag for script in scripts for flag in flags_of(HERE / script)}
     lines = [
