@@ -131,7 +131,7 @@ class Run:
         self.iteration, self.spent = found.get("iteration", 0), found.get("spent", 0.0)
         self.lengths, self.ended_by = found.get("lengths", {}), found.get("ended_by")
         self.saved = self.iteration if self.checkpoint else None
-        self.seconds, self.types, self.bank = {}, set(), None
+        self.seconds, self.types, self.bank = {}, set(), self.state.get("bank")
         # with LoRA the folder has merged weights, for others to read; to go on exactly takes the
         # source and the adapters of state.pt
         resumed = self.checkpoint and not getattr(args, "lora_rank", 0)
@@ -453,7 +453,7 @@ class Run:
         the skills, and what to type now."""
         active = [skill for skill in self.bank or [] if skill["status"] == "active"]
         lines = []
-        if self.phase == "distill":
+        if self.phase == "distill" and self.bank is not None:
             n = sum(skill.get("reason") == "absorbed" for skill in self.bank)
             lines.append(f"{n} of {len(self.bank)} skills absorbed: plain play wins as often now")
         elif self.bank is not None:
