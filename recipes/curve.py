@@ -1,8 +1,11 @@
-"""The README's curve: SIRI and GiGPO after warm-up, over seeds, from recorded points.
+"""The pictures of README and docs, from recorded results, into docs/img/.
 
-    python recipes/curve.py     # docs/img/curve-light.svg and curve-dark.svg, of results/default
+    python recipes/curve.py     curve-light.svg, curve-dark.svg: SIRI and GiGPO after warm-up, over
+                                seeds; hero.png: unseen games alone, with the time to .70;
+                                skills.png: what promoted a skill and what it is worth
+    python recipes/curve.py --run NAME --group distill-16-2      also strip.png: tries of one game
 
-recipes/compare.py draws all splits against all clocks; this is the one picture for a first look.
+recipes/compare.py draws all splits against all clocks; these are the pictures for a first look.
 """
 
 import sys
@@ -16,12 +19,15 @@ sys.path.insert(0, str(ROOT))
 from envs import UserError  # noqa: E402
 from envs.arguments import Parser, run_tool, text  # noqa: E402
 from recipes.compare import band, curve  # noqa: E402
+from support import figures  # noqa: E402
+from support.cli import run_name  # noqa: E402
 from support.files import read_jsonl  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 POINTS = ROOT / "results" / "default" / "points.jsonl"
+EFFECTS = ROOT / "results" / "effects" / "effects.jsonl"
 SPLITS = {"valid_seen": "rooms that training knows", "valid_unseen": "rooms never seen"}
 COLOURS = {  # of text, GiGPO, SIRI: on a white page and on a dark one
     "light": ("#1f2328", "#8250df", "#0969da"),
@@ -64,7 +70,10 @@ def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--points", type=text, default=str(POINTS))
     parser.add_argument("--arms", nargs=2, default=["gigpo-fast", "siri-fast"])
-    about = "folder of the two figures"
+    about = "a run, and one of its groups, for strip.png"
+    parser.add_argument("--run", type=run_name, help=about)
+    parser.add_argument("--group", type=text, default="distill-0-0", help="its group_id")
+    about = "folder of the figures"
     parser.add_argument("--out", type=text, default=str(ROOT / "docs" / "img"), help=about)
     args = parser.parse_args()
     points = read_jsonl(args.points)
@@ -77,6 +86,16 @@ def main():
         path = Path(args.out) / f"curve-{theme}.svg"
         draw(points, args.arms, path, *colours)
         print(path)
+    gigpo, siri = args.arms
+    figures.hero(points, Path(args.out) / "hero.png", {siri: "SIRI", gigpo: "GiGPO alone"})
+    figures.skills(read_jsonl(EFFECTS), Path(args.out) / "skills.png")
+    if args.run:
+        phase = Path("runs") / args.run / args.group.split("-")[0]
+        played = read_jsonl(phase / "trajectories.jsonl")
+        group = [record for record in played if record["group_id"] == args.group]
+        if not group:
+            raise UserError(f"no group {args.group} in {phase}: give another one with --group")
+        figures.strip(group, Path(args.out) / "strip.png")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def strip(episodes, path, most=10):
         axis.text(-0.1, -i, f"{prompt}\n{mark}", ha="right", va="center", fontsize=9)
         for t, s in enumerate(r["steps"][:most]):
             share = s["advantage"] / largest
-            face = colours(0.5 + 0.35 * share)
+            face = colours(0.5 + 0.27 * share)
             corner, edge = (t + 0.03, -i - 0.42), dict(ec="#888888", lw=0.8)
             axis.add_patch(plt.Rectangle(corner, 0.94, 0.84, fc=face, **edge))
             text = textwrap.fill(s["action"], 14, break_long_words=True)
