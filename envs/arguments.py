@@ -135,6 +135,14 @@ def failed_file(error):
     return f"{found}: mend that, and the same command goes on from what is there"
 
 
+def end_by_file(error):
+    """Ends the process in one line where an OSError is that of a file; raises all others again."""
+    if error.errno not in FILES:
+        raise error
+    print(f"error: {failed_file(error)}", file=sys.stderr)
+    sys.exit(2)
+
+
 def run_tool(main):
     """Runs main(); a user's mistake becomes one line and exit code 2.  For tools that need no torch
     (support.cli.run_script does more)."""
@@ -145,10 +153,7 @@ def run_tool(main):
         print(f"error: {one_line(mistake)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in FILES:
-            raise
-        print(f"error: {failed_file(error)}", file=sys.stderr)
-        sys.exit(2)
+        end_by_file(error)
     except KeyboardInterrupt:
         sys.exit("\nstopped")
 

@@ -23,9 +23,9 @@ from importlib.util import find_spec
 
 from envs import UserError, arguments
 from envs.arguments import (
-    FILES,
     Parser,
     Steady,
+    end_by_file,
     failed_file,
     number,
     one_line,
@@ -79,10 +79,7 @@ def run_script(main):
         print(f"error: {one_line(broken)}; {back}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in FILES:
-            raise
-        print(f"error: {failed_file(error)}", file=sys.stderr)
-        sys.exit(2)
+        end_by_file(error)
     except Exception as error:
         # safetensors and torch write files, too, and have errors of their own
         if full := re.search("No space left|Disk quota|File too large|failed writing", str(error)):
@@ -323,6 +320,9 @@ def check(args, begun, typed, first):
     track = getattr(args, "track", "none")
     if track != "none" and not find_spec(track):
         raise UserError(f"--track {track}: no such package here; run pip install {track}")
+    options = {word for word in typed if word.startswith("--")} - {"--report", "--run"}
+    if getattr(args, "report", False) and options:
+        raise UserError(f"--report only reads what is in runs/NAME: leave {min(options)} out")
     for option in ("policy", "split", "arms"):
         values = getattr(args, option, None) or []
         if twice := [value for value in values if values.count(value) > 1]:

@@ -22,6 +22,7 @@ def mark(folder):
     phase's.  UserError where it is damaged."""
     path = Path(folder) / "args.json"
     about = read_json(path) if path.is_file() else {}
+    # (a list: what is no text may be no key either)
     if about.get("phase") not in [*NEXT] or not isinstance(about.get("args"), dict):
         return None
     made, command = about.get("made_from") or {}, about.get("command", "")
@@ -83,7 +84,7 @@ def skills_of(phase_folder):
     folder = Path(phase_folder)
     path = folder / "skills.jsonl"
     known = read_json(folder / "done", redo(folder)).get("fingerprints") or {}
-    known = known.get("skills") if isinstance(known, dict) else redo(folder)
+    known = known.get("skills") if isinstance(known, dict) else "damaged"  # equals no fingerprint
     if known and path.is_file() and fingerprint(path) != known:
         own = "copy your own skills elsewhere and name them with --skills"
         raise UserError(f"{path} is not what the phase wrote: {own}, or {redo(folder)}")

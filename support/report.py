@@ -79,14 +79,9 @@ def misfit(value, shape):
     if not isinstance(shape, dict):
         return None if isinstance(value, shape) else ""
     if 0 in shape:  # a list of that length
-        value = dict(enumerate(value)) if isinstance(value, list) else None
-        return (
-            None
-            if value
-            and len(value) == len(shape)
-            and all(misfit(value[i], one) is None for i, one in shape.items())
-            else ""
-        )
+        fits = isinstance(value, list) and len(value) == len(shape)
+        fits = fits and all(misfit(one, shape[i]) is None for i, one in enumerate(value))
+        return None if fits else ""
     if not isinstance(value, dict):
         return ""
     for key, one in shape.items():

@@ -131,7 +131,7 @@ class Run:
         self.iteration, self.spent = found.get("iteration", 0), found.get("spent", 0.0)
         self.lengths, self.ended_by = found.get("lengths", {}), found.get("ended_by")
         self.saved = self.iteration if self.checkpoint else None
-        self.seconds, self.types, self.bank = {}, set(), self.state.get("bank")
+        self.seconds, self.types = {}, set()
         # with LoRA the folder has merged weights, for others to read; to go on exactly takes the
         # source and the adapters of state.pt
         resumed = self.checkpoint and not getattr(args, "lora_rank", 0)
@@ -359,7 +359,6 @@ class Run:
             line["mean_effect"] = sum(p["delta"] for p in pairs) / max(1, len(pairs))
             line["gate_open"] = sum(p["delta"] > 0 for p in pairs) / max(1, len(pairs))
         if bank is not None:
-            self.bank = bank
             line["bank"] = counted(skill["status"] for skill in bank)
             line["ended"] = counted(skill["reason"] for skill in bank if "reason" in skill)
         self.types |= {r["task_type"] for r in records}
@@ -451,13 +450,14 @@ class Run:
     def what_next(self):
         """Lines for whoever reads the console: how many task types the skills help, what became of
         the skills, and what to type now."""
-        active = [skill for skill in self.bank or [] if skill["status"] == "active"]
+        bank = self.state.get("bank")
+        active = [skill for skill in bank or [] if skill["status"] == "active"]
         lines = []
-        if self.phase == "distill" and self.bank is not None:
-            n = sum(skill.get("reason") == "absorbed" for skill in self.bank)
-            lines.append(f"{n} of {len(self.bank)} skills absorbed: plain play wins as often now")
-        elif self.bank is not None:
-            types = self.types | {skill["task_type"] for skill in self.bank} - {None}
+        if self.phase == "distill":
+            n = sum(skill.get("reason") == "absorbed" for skill in bank)
+            lines.append(f"{n} of {len(bank)} skills absorbed: plain play wins as often now")
+        elif bank is not None:
+            types = self.types | {skill["task_type"] for skill in bank} - {None}
             helped = {skill["task_type"] for skill in active} & types
             lines.append(f"{len(helped)} of {len(types)} task types have a skill that helps")
         if self.phase == "mine" and not active:

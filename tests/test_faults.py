@@ -407,6 +407,8 @@ def test_counts_that_are_none_are_refused(monkeypatch, script, option, value):
         (warmup, ["--model", ""], "--model: expected a name or path"),
         (evaluate, ["--out", ""], "--out: expected a name or path"),
         (evaluate, ["--policy"], "--policy: expected at least one argument"),
+        (evaluate, ["--report", "--out", "x"], "--report only reads what is in runs/NAME"),
+        (evaluate, ["--games=3", "--report", "--run", "a"], "leave --games out"),
         (evaluate, ["--policy", "model", "model"], "--policy: model is named twice"),
         (
             evaluate,
