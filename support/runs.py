@@ -328,8 +328,9 @@ class Run:
         end of --iterations or --minutes.
 
         Late in a phase few groups carry signal, but Adam's steps stay as long as ever: a constant
-        rate then walks at random."""
-        spent = self.clock() / (60 * self.args.minutes) if self.args.minutes else 0.0
+        rate then walks at random.  Time counts up to the last finished iteration, so that where
+        iterations end a phase, rates and with them all numbers do not depend on the machine."""
+        spent = self.spent / (60 * self.args.minutes) if self.args.minutes else 0.0
         share = min(1.0, max(spent, self.iteration / self.args.iterations))
         for group in optimizer.param_groups:
             group["lr"] = self.args.lr * (1 - share * (1 - self.args.lr_end))
