@@ -125,6 +125,7 @@ def ready(args):
     """(policy to be trained, its arguments)."""
     sys.argv = ["gpu_vllm", *settings(args).split()]
     chosen = parse_args(make_parser("gpu_vllm"), first=True)
+    chosen.vllm_memory = 0.3  # enough here, and several parts may share a card
     policy = common.load_policy(args.model, chosen, trained=True)
     large.ready_to_sample(policy)
     return policy, chosen
@@ -222,8 +223,7 @@ def invariant(args):
 
 def ipc(args):
     """vLLM in a process of its own, and weights that it opens in ours by CUDA IPC.  Our engine runs
-    in
-    the trainer's process, where such handles cannot be opened nor are needed."""
+    in the trainer's process, where such handles cannot be opened nor are needed."""
     if args.device == "cpu":
         return tell("ipc", skipped="CUDA IPC needs a GPU")
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
@@ -233,7 +233,7 @@ def ipc(args):
 
     if not hasattr(Worker, "start_weight_update"):
         return tell("ipc", skipped="this vLLM has no weight transfer")
-    how = dict(dtype=args.dtype, gpu_memory_utilization=0.4, enforce_eager=True, max_model_len=2048)
+    how = dict(dtype=args.dtype, gpu_memory_utilization=0.2, enforce_eager=True, max_model_len=2048)
     llm = LLM(model=args.model, weight_transfer_config={"backend": "ipc"}, **how)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(
         args.device
@@ -302,12 +302,19 @@ def main():
     p.add_argument("--groups", type=whole(1), default=8, help="task groups; 8 episodes each")
     p.add_argument("--steps", type=whole(1), default=6, help="of an episode")
     p.add_argument("--response", type=whole(1), default=64, help="tokens of a response")
+    about = "no compilation and no CUDA graphs: begins a minute earlier, samples slower"
+    p.add_argument("--eager", action="store_true", help=about)
     args = p.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda: no CUDA device found; use --device cpu --dtype float32 to try it out"
         )
     vllm_engine.check(args)
+    if args.eager:
+        import vllm
+
+        compiled = vllm.LLM
+        vllm.LLM = lambda **how: compiled(**how | {"enforce_eager": True})
     tell("machine", torch=torch.__version__, vllm=vllm_engine.installed(), device=args.device)
     {"all": everything, "ipc": ipc, "invariant": invariant}[args.part](args)
 

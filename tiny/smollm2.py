@@ -22,15 +22,19 @@ a winning transcript with the skill that it shows, as JSON.  Only answers are le
     L = -sum_y log p(y | prompt) / number of answer tokens                  (cross-entropy)
 """
 
+import copy
 import json
+import os
 import random
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from envs import UserError, alfworld_prompts  # noqa: E402
@@ -153,6 +157,18 @@ def examples(policy, stream):
                 yield full, len(ids)
 
 
+class Examples(IterableDataset):
+    """`examples` for a DataLoader: every worker process has a stream of its own."""
+
+    def __init__(self, policy, seed):
+        self.policy, self.seed = policy, seed
+
+    def __iter__(self):
+        worker = get_worker_info()
+        torch.set_num_threads(1)
+        return examples(self.policy, random.Random(f"smollm2/{self.seed}/{worker.id}"))
+
+
 # ---- cold start --------------------------------------------------------------------------------
 
 
@@ -170,6 +186,13 @@ def loss_of(model, batch, device):
     return F.cross_entropy(logits, ids[b, p], reduction="sum"), len(b)
 
 
+def without_weights(policy):
+    """The policy as a reader and writer of text alone, which worker processes get."""
+    light = copy.copy(policy)
+    light.model = light.sampling = None
+    return light
+
+
 def cold_start(args):
     """Trains args.folder's model on scripted players and writes args.cold_start; prints losses."""
     from common import Policy
@@ -179,29 +202,38 @@ def cold_start(args):
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
     )
-    stream = examples(policy, random.Random(f"smollm2/{args.seed}"))
+    # 400 examples a second are played and encoded by one core: a GPU learns from more
+    loader = DataLoader(
+        Examples(without_weights(policy), args.seed),
+        batch_size=args.batch,
+        num_workers=args.processes,
+        collate_fn=partial(sorted, key=lambda one: len(one[0])),  # by length: little padding
+    )
     kind = torch.device(args.device).type
     begun, recent, tokens = time.time(), [], 0
-    for k in range(args.steps):
-        batch = sorted((next(stream) for _ in range(args.batch)), key=lambda one: len(one[0]))
+    for k, batch in enumerate(loader):
+        spent = (time.time() - begun) / (60 * args.minutes) if args.minutes else 0.0
+        share = max(spent, k / args.steps)  # of the budget
+        if share >= 1:
+            break
+        # warm-up, then linearly to almost 0
+        rate = args.lr * min(1.0, (k + 1) / min(50, args.steps)) * max(0.02, 1 - share)
+        optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad(set_to_none=True)
-        total = sum(len(ids) - first for ids, first in batch)
-        loss = 0.0
-        for i in range(0, len(batch), args.micro):  # sorted by length: little padding
+        total, loss = sum(len(ids) - first for ids, first in batch), 0.0
+        for i in range(0, len(batch), args.micro):
             with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
                 part, _ = loss_of(model, batch[i : i + args.micro], args.device)
             (part / total).backward()
             loss += part.item() / total
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        # warm-up, then linearly to almost 0
-        rate = args.lr * min(1.0, (k + 1) / min(50, args.steps)) * max(0.02, 1 - k / args.steps)
-        optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         recent, tokens = (recent + [loss])[-20:], tokens + sum(len(ids) for ids, _ in batch)
-        if (k + 1) % args.every == 0 or k + 1 == args.steps:
+        if k % args.every == 0:
             speed = tokens / (time.time() - begun)
             mean = sum(recent) / len(recent)
             print(f"step {k + 1}/{args.steps}  loss {mean:.4f}  {speed:,.0f} tokens/s", flush=True)
+    print(f"{k} steps, {(time.time() - begun) / 60:.1f} min, loss {sum(recent) / len(recent):.4f}")
     part = Path(f"{args.cold_start}.part")  # renamed when whole: a folder that is there is complete
     policy.save(part, torch.bfloat16)
     part.rename(args.cold_start)
@@ -221,8 +253,13 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     p.add_argument("--device", type=text, default=device, help="torch device")
     p.add_argument("--steps", type=whole(1), default=3000, help="optimizer steps")
+    p.add_argument(
+        "--minutes", type=number(above=0), help="ends it earlier than --steps, the rate with it"
+    )
     p.add_argument("--batch", type=whole(1), default=32, help="examples an optimizer step")
-    p.add_argument("--micro", type=whole(1), default=16, help="examples a forward pass")
+    p.add_argument("--micro", type=whole(1), default=32, help="examples a forward pass")
+    cores = max(1, min(8, (os.cpu_count() or 2) - 1))
+    p.add_argument("--processes", type=whole(1), default=cores, help="that write examples")
     p.add_argument("--lr", type=number(above=0), default=2e-4, help="peak learning rate (AdamW)")
     p.add_argument("--every", type=whole(1), default=50, help="steps between printed lines")
     p.add_argument("--games", type=whole(1), default=100, help="episodes per gate")
