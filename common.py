@@ -215,7 +215,8 @@ def load_policy(name, args, trained=False, reference=False):
         from support import vllm_engine  # the only place that needs vLLM
 
         policy.engine = vllm_engine.engine_for(policy, args)
-    elif sharded and trained:  # shards cannot sample: a second copy, in one piece
+    elif trained and (sharded or dtype != args.dtype):
+        # shards cannot sample, and casts at every token cost more than a second, narrower copy
         policy.sampling = models.load_model(name, args.dtype, args.device)
     # sampler, trainer and the model's own forward agree, or it is refused here
     models.self_check(policy, None if policy.engine or reference else Sampler(policy, 2))

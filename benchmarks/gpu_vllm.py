@@ -226,7 +226,11 @@ def ipc(args):
     in the trainer's process, where such handles cannot be opened nor are needed."""
     if args.device == "cpu":
         return tell("ipc", skipped="CUDA IPC needs a GPU")
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_ALLOW_INSECURE_SERIALIZATION": "1"}
+    os.environ |= {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork could not use this process's CUDA
+    }
     from transformers import AutoModelForCausalLM
     from vllm import LLM, SamplingParams
     from vllm.v1.worker.gpu_worker import Worker

@@ -42,9 +42,22 @@ def prepare_training(policy, args):
             {"use_reentrant": False, "preserve_rng_state": False}
         )
     if args.dtype != "float32" and not parallel.sharded():  # FSDP2 casts by itself
-        policy.autocast = lambda: torch.autocast(
-            torch.device(policy.device).type, getattr(torch, args.dtype)
-        )
+        kind, dtype = torch.device(policy.device).type, getattr(torch, args.dtype)
+        policy.autocast = lambda: torch.autocast(kind, dtype)
+        narrow_stream(policy.model, kind)
+
+
+def narrow_stream(model, kind):
+    """In mixed precision the residual stream, too, is in the dtype of computing, as under FSDP2
+    and in vLLM.  Left alone, embeddings and norms, whose weights are float32, would make everything
+    between two matrix products float32: twice the memory, and a copy for each product."""
+
+    def cast(module, args, output):
+        return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+
+    norms = [m for m in model.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")]
+    for module in [model.get_input_embeddings(), *norms]:
+        module.register_forward_hook(cast)
 
 
 def adapted(model):

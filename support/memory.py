@@ -9,8 +9,7 @@ How the memory of a decoder is counted (d hidden size, f width of the MLP, q and
 query and key heads, b bytes of a number; per token, in the order of a layer's forward pass, what
 has to wait for the backward pass):
 
-    2 norms       input, normalised, output: 12 d in float32, 10 d in bfloat16, where the residual
-                  stream stays in float32
+    2 norms       input (as float32), normalised, output: 12 d in float32, 8 d in bfloat16
     attention     query, key, value, output: b (2 q + 2 k), and a float32 per head; no T x T matrix,
                   as the kernels are fused
     MLP           gate, up, silu(gate), product: 4 b f
@@ -62,7 +61,7 @@ def layer_bytes(s, dtype, lora_rank=0):
     """Bytes per token that one decoder layer keeps for its backward pass."""
     b = bytes_of(dtype)
     attention, mlp = b * (2 * s.q + 2 * s.k) + 4 * s.heads, 4 * b * s.f
-    norms = 2 * s.d * (12 if b == 4 else 10)
+    norms = 2 * s.d * (4 + 2 * b)
     if s.head_norms:
         norms += (s.q + s.k) * (4 + b)
     if lora_rank:  # norms keep their input only; adapters theirs, each its own copy where cast
@@ -83,14 +82,14 @@ def micro_batch_bytes(
     b = bytes_of(dtype)
     layer = layer_bytes(s, dtype, lora_rank)
     # bytes per token of the residual stream, which a recomputed layer starts from
-    stream = s.d * (2 if lora_rank and b == 2 else 4)
+    stream = s.d * b
     activations = tokens * s.layers * (stream if checkpointing else layer)
     # at work in a layer's backward pass: two gradients of the MLP's width, two of the stream, and
     # what is computed again
     one_layer = tokens * (2 * b * s.f + 2 * stream + (layer if checkpointing else 0))
     chunk = min(targets, logit_chunk or max(1, LOGITS_AT_ONCE // s.vocab))
     logits = chunk * s.vocab * (4 * LOGIT_COPIES + (2 if b == 2 else 0))
-    logits += tokens * 12 * s.d  # and the norm before them
+    logits += tokens * s.d * (4 + 2 * b)  # and the norm before them
     return activations, logits, one_layer
 
 

@@ -13,6 +13,7 @@ there, and a token and its log-prob a row come back, in one transfer.
 
 import inspect
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -257,7 +258,9 @@ class Sampler:
         batch nor on its order.  logprobs are those of the distribution sampled from; allowed[j]
         holds the tokens that were possible at j (None: all).  FloatingPointError where logits are
         not finite."""
-        with self.policy.autocast():  # around all positions: weights are cast once, not per token
+        own = self.policy.sampling is self.policy.model  # else a copy in the dtype of computing
+        # around all positions: weights are cast once, not per token
+        with self.policy.autocast() if own else nullcontext():
             return self.respond(prompts, candidates, streams, max_new)
 
     def respond(self, prompts, candidates, streams, max_new):

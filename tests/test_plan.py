@@ -207,7 +207,7 @@ def measure(
 
     import common
     from benchmarks.measure import chat_prompts, make_model, peak_memory, random_rows
-    from support import packing
+    from support import large, packing
 
     texts = chat_prompts(prompts)
     with tempfile.TemporaryDirectory() as folder:
@@ -255,6 +255,9 @@ def measure(
     if checkpointing:
         policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.model.train()
+
+    if dtype == "bfloat16":
+        large.narrow_stream(policy.model, "cpu")
 
     def step():
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
