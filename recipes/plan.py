@@ -9,17 +9,18 @@ How the memory is counted stands in support/memory.py, which the update asks for
 
 How the seconds of an iteration are counted (P parameters, b bytes of one, E episodes a GPU):
 
-    update      flops of `update_flops` / (matrix rate x share).  Measured on an H100: .30 for 1.5B,
-                .28 for 7B with LoRA (760 TFLOP/s are 1).  Sharded: or, where longer, weights
-                gathered and gradients shared out, for every micro-batch, over the slowest link
+    update      flops of `update_flops` / (matrix rate x share).  Measured on an H200: .43 for 1.5B,
+                .35 for 7B with LoRA and checkpointing (docs/gpus.md).  Sharded: or, where longer,
+                weights gathered and gradients shared out, for every micro-batch, over the slowest
+                link
     rollout     steps x response x one token position: all weights and the cache of E episodes are
                 read once, and what the program itself needs (`POSITION`); and 2 P flops for each
                 prompt token
     sync        shards gathered; vLLM: its weights to the host and back (sleep, wake), and the copy
     host        what no GPU shortens: every process reads all records and packs all rows (`HOST`)
 
-update and host are measured rates; rollout and sync follow from data sheets and are not yet checked
-on a GPU.  gpu.py measures yours: --matmul-tflops, --update-share, --position-ms.
+update and host are measured rates; rollout and sync follow from data sheets and are checked on one
+GPU with a small model only.  gpu.py measures yours: --matmul-tflops, --update-share, --position-ms.
 """
 
 import math
@@ -76,11 +77,14 @@ TEMPLATE_TOKENS = 30
 # GB of memory; TFLOP/s of bf16 matrix products as measured (benchmarks/gpu.py, 8192 cubed); TB/s of
 # memory by the data sheet
 CARDS = {"H100": (80, 760, 3.35), "H200": (141, 790, 4.8)}
-UPDATE_SHARE = 0.29  # of the matrix rate, in updates: .30 at 1.5B, .28 at 7B with LoRA (H100)
+# of the matrix rate, in updates, by whether activations are computed again: 1.5B, and 7B with LoRA,
+# on an H200
+UPDATE_SHARE = {False: 0.43, True: 0.35}
 PREFILL_SHARE = 0.4  # and reading prompts: not measured
 MEMORY_SHARE = 0.6  # of the data sheet's memory rate that sampling reaches: not measured
-# seconds of a token position besides the memory's: fixed, and per layer.  Not measured on a GPU
-POSITION = {"vllm": (5e-3, 0.0), "transformers": (5e-3, 1e-3)}
+# seconds of a token position besides the memory's: fixed, and per layer.  On an H200 vLLM took 7 ms
+# with 30 layers and 64 episodes, prompts included; transformers 44 to 47 ms with 28 layers
+POSITION = {"vllm": (5e-3, 0.0), "transformers": (5e-3, 1.5e-3)}
 # bytes/s: between a machine's GPUs; between machines; between GPU and host
 LINK, NETWORK, TO_HOST = 300e9, 50e9, 25e9
 # seconds per row of an iteration in every process, on a shared CPU core of 2026-11: .25 ms to read
@@ -170,7 +174,8 @@ def seconds(s, work, args, gpus, machines, micro_batch):
 
     passes = 1 + (args.beta > 0)  # pi_old and the reference
     flops = update_flops(s, work.rows, work.prompt, work.response, args.lora_rank, passes)
-    computing = flops / n / (matrix * args.update_share)
+    share = args.update_share or UPDATE_SHARE[args.gradient_checkpointing]
+    computing = flops / n / (matrix * share)
     micro_batches = math.ceil(work.rows * (work.prompt + work.response) / n / micro_batch)
     talking = micro_batches * s.parameters * (b * (2 + passes) + 4) * moved if sharded else 0.0
     if args.lora_rank:  # adapters' gradients, once a mini-batch
@@ -265,11 +270,12 @@ def report(args):
         yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
     # while sampling, activations and gathered copies are not there; vLLM needs weights of its own,
-    # transformers where ours are split
+    # transformers where ours are split or wider
     copy, per_token = s.parameters * bytes_of(args.dtype), 2 * s.layers * s.k * bytes_of(args.dtype)
     rest = args.memory * GB * (1 - FREE) - sum(
         size for part, size in stays.items() if part != "computing copies"
     )
+    rough = args.dtype != "float32"
     episodes = args.groups * args.group_size
     wanted = math.ceil(episodes / args.gpus)
     needed = wanted * longest * per_token
@@ -278,7 +284,7 @@ def report(args):
     yield f"  {'KV cache':20s}{needed / GB:8.1f}   {about}"
     for engine, own in (
         ("vllm", copy),
-        ("transformers", copy if args.gpus > 1 and not args.lora_rank else 0.0),
+        ("transformers", copy if not args.lora_rank and (args.gpus > 1 or rough) else 0.0),
     ):
         left = rest - own
         verdict = f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
@@ -352,8 +358,8 @@ def main():
     g.add_argument(
         "--bandwidth", type=number(above=0), help="of memory, TB/s (default: the card's)"
     )
-    about = "of the matrix rate that an update reaches"
-    g.add_argument("--update-share", type=number(above=0, most=1), default=UPDATE_SHARE, help=about)
+    about = "of the matrix rate that an update reaches (default: as measured)"
+    g.add_argument("--update-share", type=number(above=0, most=1), help=about)
     about = "milliseconds a token position as you measured it (default: from the memory's rate)"
     g.add_argument("--position-ms", type=number(above=0), help=about)
     args = p.parse_args()
