@@ -21,9 +21,8 @@ masked.  Padding, and what gradient checkpointing computes twice, is not counted
 useful work.  Nothing is downloaded: prompts come from generated houses where there are no games,
 the tokenizer is trained on them.
 
-Status: run on one H100 on 2026-11-26 before the sampler stayed on the device (600 ms a position,
-213 sampled tokens/s; updates at .28 to .31 of the matrix rate); since then on CPU in size tiny
-only.
+Status: run on one H200 on 2026-11-27: position 44 to 47 ms, updates at .43 of the matrix rate
+(1.5B) and .35 (7B with LoRA); docs/gpus.md.
 """
 
 import argparse
@@ -173,7 +172,10 @@ def measure_all(args, folder):
             s, *size, checkpointing=args.gradient_checkpointing, logit_chunk=policy.chunk, **how
         )
         most = max(most, memory.peak(*kept))
-    estimated = (sum(memory.weights_bytes(s, 1, beta=0, **how).values()) + most) / memory.GB
+    stays = sum(memory.weights_bytes(s, 1, beta=0, **how).values())
+    if policy.sampling is not policy.model:  # the copy that samples
+        stays += sum(p.numel() * p.element_size() for p in policy.sampling.parameters())
+    estimated = (stays + most) / memory.GB
     result["memory"] = {"estimated_gb": estimated}
     if cuda:
         torch.cuda.reset_peak_memory_stats()

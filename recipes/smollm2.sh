@@ -7,12 +7,12 @@
 # MODEL=FOLDER starts from another chat model; --tiny-budget tries every step out on a CPU, in
 # worlds that hand out wins.
 # Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes;
-# evaluation 5.  Not measured yet: no GPU was at hand.  On a CPU the cold start's loss falls as
-# docs/smollm2.md says.
+# evaluation 5.  Not measured yet: no GPU was at hand for so long.  On a CPU the cold start's loss
+# falls as docs/smollm2.md says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} launch=${LAUNCH:-python} base=${MODEL:-runs/smollm2}
-cold="--steps 3000"
+cold="--steps 3000 --minutes 10"
 size="--groups 16 --group-size 8 --max-steps 30 --max-response 64 --dtype bfloat16"
 minutes=(10 15 15) evaluation="--temperature 0.4 --repetitions 1 --dtype bfloat16 --max-response 64"
 if [ "${1:-}" = --tiny-budget ]; then

@@ -53,7 +53,8 @@ def narrow_stream(model, kind):
     between two matrix products float32: twice the memory, and a copy for each product."""
 
     def cast(module, args, output):
-        return output.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+        if torch.is_autocast_enabled(kind):
+            return output.to(torch.get_autocast_dtype(kind))
 
     norms = [m for m in model.modules() if "Norm" in type(m).__name__ and hasattr(m, "weight")]
     for module in [model.get_input_embeddings(), *norms]:
