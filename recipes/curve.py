@@ -3,7 +3,7 @@
     python recipes/curve.py     curve-light.svg, curve-dark.svg: SIRI and GiGPO after warm-up, over
                                 seeds; hero.png: unseen games alone, with the time to .70;
                                 skills.png: what promoted a skill and what it is worth
-    python recipes/curve.py --run NAME --group distill-16-2      also strip.png: tries of one game
+    python recipes/curve.py --run NAME --group distill-2-0       also strip.png: tries of one game
 
 recipes/compare.py draws all splits against all clocks; these are the pictures for a first look.
 """
@@ -26,7 +26,7 @@ from support.files import read_jsonl  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-POINTS = ROOT / "results" / "default" / "points.jsonl"
+POINTS = ROOT / "results" / "houses-five" / "points.jsonl"
 EFFECTS = ROOT / "results" / "effects" / "effects.jsonl"
 SPLITS = {"valid_seen": "rooms that training knows", "valid_unseen": "rooms never seen"}
 COLOURS = {  # of text, GiGPO, SIRI: on a white page and on a dark one
@@ -53,7 +53,8 @@ def draw(points, arms, path, text, *colours):
             axis.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axis.set_xlim(left=0)  # before the scale: a root has no place for the margin below zero
         axis.set_xscale("function", functions=(np.sqrt, np.square))
-        axis.set_xticks([0, 0.5, 1, 2, 4, 6, 8, 10], ["0", ".5", "1", "2", "4", "6", "8", "10"])
+        ticks = [t for t in (0, 0.5, 1, 2, 4, 6, 8, 10) if t <= known.max()]
+        axis.set_xticks(ticks, [f"{t:g}".replace("0.5", ".5") for t in ticks])
         axis.set_xlabel("minutes after warm-up, one core")
         axis.set_title(title, fontsize=11)
         axis.set_ylim(0, 1)
@@ -69,7 +70,7 @@ def draw(points, arms, path, text, *colours):
 def main():
     parser = Parser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--points", type=text, default=str(POINTS))
-    parser.add_argument("--arms", nargs=2, default=["gigpo-fast", "siri-fast"])
+    parser.add_argument("--arms", nargs=2, default=["gigpo-houses", "siri-houses"])
     about = "a run, and one of its groups, for strip.png"
     parser.add_argument("--run", type=run_name, help=about)
     parser.add_argument("--group", type=text, default="distill-0-0", help="its group_id")

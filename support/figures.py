@@ -149,9 +149,11 @@ def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
             axis.plot(at, level, "o", color=colour)
             told = f"{level:.2f} after {at:.1f} {clock}"
             box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            left = at < x[-1] / 2  # there is room to its right
             axis.annotate(
-                told, (at, 0.03 + 0.08 * len(times)), (6, 0), textcoords="offset points",
-                fontsize=10, color=colour, bbox=box,
+                told, (at, 0.03 + 0.08 * len(times)), (6 if left else -6, 0),
+                ha="left" if left else "right", textcoords="offset points", fontsize=10,
+                color=colour, bbox=box,
             )  # fmt: skip
     axis.axhline(level, color="#aaaaaa", lw=0.8, zorder=0)
     axis.set(xlim=(0, None), ylim=(0, 1), xlabel=f"{clock} after warm-up (square root)")
@@ -161,7 +163,7 @@ def hero(points, path, arms, split="valid_unseen", clock="minutes", level=0.7):
     axis.set_xticks([t for t in ticks if t <= axis.get_xlim()[1]])
     axis.xaxis.set_major_formatter(lambda t, _: f"{t:g}")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False, title=f"mean and 95 % over {len(seeds)} seeds")
+    axis.legend(loc="upper left", frameon=False, title=f"mean and 95 % over {len(seeds)} seeds")
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
     return times

@@ -47,7 +47,7 @@ REFUSED = {
     "recipes.compare --out ''": "--out: expected a name or path",
     "recipes.effects --summary ../x": "--summary: expected one name",
     "recipes.curve --points nowhere": "no file nowhere",
-    "recipes.curve --points points.jsonl": "no points of gigpo-fast in points.jsonl",
+    "recipes.curve --points points.jsonl": "no points of gigpo-houses in points.jsonl",
     "recipes.plan --memory nan": "--memory: expected a number above 0",
     "course.check --foo E1 E2 E3 --solution=3": "--solution: ignored explicit argument",
 }
