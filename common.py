@@ -599,7 +599,7 @@ def update(
     total, steps = Counter(), Counter()  # sums of this process; sums that all have alike
     parameters = large.trained(policy)
     with training.updating(policy, checkpointing):
-        training.choose_room(policy, optimizer, merged, micro_batch_tokens, checkpointing)
+        training.choose_room(policy, optimizer, merged, micro_batch_tokens, checkpointing, threads)
         # (9) pi_old is the trainer's, before the first step, where the sampler computes otherwise.
         # A stand-in's sampler has the trainer's own arithmetic: its log-probs are pi_old already
         if recompute_old or (recompute_old is None and policy.style == "chat"):

@@ -205,7 +205,7 @@ def make_parser(doc, **defaults):
     rows = by_preset(laptop=None, paper=256)
     g.add_argument("--mini-batch-rows", type=whole(1), default=rows, help=about)
     about = "padded tokens per forward pass "
-    about += "(paper: as many as a GPU's free memory holds, else 8192)"
+    about += "(paper: as many as free memory holds; on a CPU 8192 at most)"
     tokens = by_preset(laptop=4096, paper=None)
     g.add_argument("--micro-batch-tokens", type=whole(1), default=tokens, help=about)
     about = "compute activations again in the backward pass: slower, smaller"

@@ -136,19 +136,26 @@ def fitting_tokens(s, room, share, longest, **how):
     return max(fits, default=0)
 
 
-def free_tokens(policy, optimizer, sequences, checkpointing, free):
-    """The largest micro-batch of these sequences for `free` bytes of a GPU, of which gradients, the
-    optimizer's averages and computing copies take theirs first; at least the longest sequence."""
+def free_tokens(policy, optimizer, sequences, checkpointing, free, threads=1):
+    """The largest micro-batch of these sequences for `free` bytes, of which gradients, the
+    optimizer's averages and computing copies take theirs first, and where `threads` micro-batches
+    are there at once; at least the longest sequence.  None where a model has other parts than are
+    counted here."""
     rank = policy.lora[0].r["default"] if policy.lora else 0
     with policy.autocast():
         mixed = torch.is_autocast_enabled(torch.device(policy.device).type)
     rough = mixed or parallel.sharded() or policy.model.dtype == torch.bfloat16
     how = dict(dtype="bfloat16" if rough else "float32", lora_rank=rank)
-    s, gpus = Sizes(policy.model.config), parallel.world_size() if parallel.sharded() else 1
+    try:
+        s = Sizes(policy.model.config)
+    except AttributeError:  # recurrent layers, other names
+        return None
+    gpus = parallel.world_size() if parallel.sharded() else 1
     stays = weights_bytes(s, gpus, beta=0, **how)
     coming = stays["gradients"] + stays["computing copies"]
     coming += 0 if optimizer.state else stays["optimizer"]
     longest = max(len(one.ids) for one in sequences)
     share = sum(len(one.positions) for one in sequences) / sum(len(one.ids) for one in sequences)
     how |= dict(checkpointing=checkpointing, logit_chunk=policy.chunk)
-    return fitting_tokens(s, free * (1 - FREE) - coming, share, longest, **how) or longest
+    room = (free * (1 - FREE) - coming) / threads
+    return fitting_tokens(s, room, share, longest, **how) or longest

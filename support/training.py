@@ -9,6 +9,7 @@
 """
 
 import math
+import os
 from bisect import bisect_left
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -41,21 +42,40 @@ def updating(policy, checkpointing):
 # ---- micro-batches that memory holds -------------------------------------------------------------
 
 
-def choose_room(policy, optimizer, batches, asked, checkpointing):
-    """Sets policy.room, the padded tokens of a micro-batch: as asked; else, before the first update
-    on a GPU, what memory.py estimates for the memory that is free.  Never what was too much.
+AT_MOST = 8192  # tokens of a micro-batch on a CPU, which gains nothing from more
+
+
+def free_bytes(device):
+    """Memory that is free on a device; infinite for a CPU whose system does not say."""
+    if device != "cpu":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device)  # of which torch may use the rest
+        return free - torch.cuda.memory_allocated(device)
+    if not os.path.exists("/proc/meminfo"):  # not Linux
+        return math.inf
+    with open("/proc/meminfo") as file:
+        return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable"))
+
+
+def choose_room(policy, optimizer, batches, asked, checkpointing, threads=1):
+    """Sets policy.room, the padded tokens of a micro-batch: as asked; else, before the first
+    update, what memory.py estimates for the memory that is free, which `threads` share.  Never what
+    was too much.
 
     batches: sequences by mini-batch."""
     sequences = [sequence for batch in batches for sequence in batch]
-    if asked or policy.device == "cpu":
-        policy.room = min(asked or 8192, policy.room_limit)
+    if asked:
+        policy.room = min(asked, policy.room_limit)
     elif policy.room is None and sequences:
-        free, _ = torch.cuda.mem_get_info(policy.device)
-        free += torch.cuda.memory_reserved(policy.device)  # of which torch may use the rest
-        free -= torch.cuda.memory_allocated(policy.device)
-        fits = memory.free_tokens(policy, optimizer, sequences, checkpointing, free)
+        free, most = free_bytes(policy.device), AT_MOST if policy.device == "cpu" else math.inf
+        fits = most
+        if free < math.inf:
+            how = (policy, optimizer, sequences, checkpointing, free, threads)
+            fits = min(most, memory.free_tokens(*how) or AT_MOST)
         policy.room = min(parallel.gather(fits))  # all processes cut alike
-        print(f"micro-batches of {policy.room:,} tokens, for {free / 1e9:.1f} GB of free memory")
+        if policy.room != most:
+            found = f"micro-batches of {policy.room:,} tokens"
+            print(f"{found}, for {free / 1e9:.1f} GB of free memory")
 
 
 def even_batches(sequences, room):
@@ -65,7 +85,7 @@ def even_batches(sequences, room):
     def rounds(tokens):
         return math.ceil(sum(1 for _ in packing.micro_batches(sequences, tokens)) / world)
 
-    if (world := parallel.world_size()) > 1:
+    if (world := parallel.world_size()) > 1 and sequences:
         fewest = rounds(room)
         room = 1 + bisect_left(range(1, room), -fewest, key=lambda tokens: -rounds(tokens))
     return packing.micro_batches(sequences, room)

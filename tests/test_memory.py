@@ -259,6 +259,45 @@ def test_the_micro_batch_follows_from_free_memory_and_what_the_first_step_will_t
     assert policy.room == 700
 
 
+def test_on_a_cpu_too_a_micro_batch_leaves_room_and_threads_share_it(
+    chat_folder, records, monkeypatch, capsys
+):
+    sequences = merge_prefixes(rows_of(records))
+    weights = 16 * sum(p.numel() for p in Policy(chat_folder).model.parameters())
+
+    def chosen(free, threads=1):
+        policy = Policy(chat_folder)
+        monkeypatch.setattr(training, "free_bytes", lambda device: free)
+        training.choose_room(policy, sgd(policy), [sequences], None, False, threads)
+        return policy.room
+
+    little = chosen(weights + 10**8)
+    assert little < training.AT_MOST and "for 0.1 GB" in capsys.readouterr().out
+    assert chosen(weights + 10**8, threads=2) < little
+    capsys.readouterr()
+    assert chosen(10**11) == chosen(float("inf")) == training.AT_MOST
+    assert not capsys.readouterr().out  # nothing to tell
+
+
+def test_a_model_whose_parts_are_not_counted_gets_micro_batches_of_a_fixed_size(
+    chat_folder, records, monkeypatch
+):
+    def sizes(config):
+        raise AttributeError("'MambaConfig' object has no attribute 'num_attention_heads'")
+
+    monkeypatch.setattr(memory, "Sizes", sizes)
+    monkeypatch.setattr(training, "free_bytes", lambda device: 10**9)
+    policy = Policy(chat_folder)
+    policy.device = "cuda"
+    training.choose_room(policy, sgd(policy), [merge_prefixes(rows_of(records))], None, False)
+    assert policy.room == training.AT_MOST
+
+
+def test_free_memory_of_this_machine_is_a_number_of_bytes_that_makes_sense():
+    free = training.free_bytes("cpu")
+    assert free == float("inf") or 2**27 < free < 2**50
+
+
 def test_micro_batches_are_halved_where_memory_runs_out_and_the_gradient_is_the_same(
     chat_folder, records, monkeypatch, capsys
 ):
