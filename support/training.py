@@ -68,10 +68,8 @@ def choose_room(policy, optimizer, batches, asked, checkpointing, threads=1):
         policy.room = min(asked, policy.room_limit)
     elif policy.room is None and sequences:
         free, most = free_bytes(policy.device), AT_MOST if policy.device == "cpu" else math.inf
-        fits = most
-        if free < math.inf:
-            how = (policy, optimizer, sequences, checkpointing, free, threads)
-            fits = min(most, memory.free_tokens(*how) or AT_MOST)
+        how = (policy, optimizer, sequences, checkpointing, free, threads)
+        fits = min(most, memory.free_tokens(*how) or AT_MOST)
         policy.room = min(parallel.gather(fits))  # all processes cut alike
         if policy.room != most:
             found = f"micro-batches of {policy.room:,} tokens"

@@ -22,7 +22,6 @@ a winning transcript with the skill that it shows, as JSON.  Only answers are le
     L = -sum_y log p(y | prompt) / number of answer tokens                  (cross-entropy)
 """
 
-import copy
 import json
 import os
 import random
@@ -164,9 +163,8 @@ class Examples(IterableDataset):
         self.policy, self.seed = policy, seed
 
     def __iter__(self):
-        worker = get_worker_info()
-        torch.set_num_threads(1)
-        return examples(self.policy, random.Random(f"smollm2/{self.seed}/{worker.id}"))
+        stream = random.Random(f"smollm2/{self.seed}/{get_worker_info().id}")
+        return examples(self.policy, stream)
 
 
 # ---- cold start --------------------------------------------------------------------------------
@@ -186,13 +184,6 @@ def loss_of(model, batch, device):
     return F.cross_entropy(logits, ids[b, p], reduction="sum"), len(b)
 
 
-def without_weights(policy):
-    """The policy as a reader and writer of text alone, which worker processes get."""
-    light = copy.copy(policy)
-    light.model = light.sampling = None
-    return light
-
-
 def cold_start(args):
     """Trains args.folder's model on scripted players and writes args.cold_start; prints losses."""
     from common import Policy
@@ -204,9 +195,10 @@ def cold_start(args):
     )
     # 400 examples a second are played and encoded by one core: a GPU learns from more
     loader = DataLoader(
-        Examples(without_weights(policy), args.seed),
+        Examples(policy, args.seed),
         batch_size=args.batch,
         num_workers=args.processes,
+        multiprocessing_context="fork",  # they read and write text, and never touch the weights
         collate_fn=partial(sorted, key=lambda one: len(one[0])),  # by length: little padding
     )
     kind = torch.device(args.device).type
@@ -214,7 +206,7 @@ def cold_start(args):
     for k, batch in enumerate(loader):
         spent = (time.time() - begun) / (60 * args.minutes) if args.minutes else 0.0
         share = max(spent, k / args.steps)  # of the budget
-        if share >= 1:
+        if k and share >= 1:  # one step at least: the first batch may be slow to come
             break
         # warm-up, then linearly to almost 0
         rate = args.lr * min(1.0, (k + 1) / min(50, args.steps)) * max(0.02, 1 - share)
