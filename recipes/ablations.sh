@@ -56,10 +56,11 @@ distil() { # name, code, source run, its arguments
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
 in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
-in_distill="$in_distill separate-statistics"
-for patch in $in_distill no-validation lower-bound self-imitation; do patched "$patch"; done
+in_distill="$in_distill separate-statistics wrong-type"
+in_mine="no-validation lower-bound type-held-out"
+for patch in $in_distill $in_mine self-imitation; do patched "$patch"; done
 for seed in $seeds; do # patches of mine.py mine anew
-  for patch in no-validation lower-bound; do
+  for patch in $in_mine; do
     ! wanted $patch || beside train "$copies/$patch" mine "abl-$patch-mined-$seed" \
       --from "runs/$source-$seed/warmup" --seed "$seed"
   done
@@ -77,8 +78,7 @@ for seed in $seeds; do
   distil lambda-0 . "$source" --lambda-max 0
   distil lambda-1 . "$source" --lambda-max 1
   distil lambda-20 . "$source" --lambda-max 20
-  distil no-validation . abl-no-validation-mined
-  distil lower-bound . abl-lower-bound-mined
+  for patch in $in_mine; do distil "$patch" . "abl-$patch-mined"; done
   # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice
   # as many
   rounds=$((iterations + $(wc -l <"runs/$source-$seed/mine/metrics.jsonl")))
