@@ -258,14 +258,14 @@ def train(rank, args):
 # ---- gates ---------------------------------------------------------------------------------------
 
 
-def check(args, lessons):
+def check(args, lessons, device="cpu"):
     """Plays the gates in worlds never trained on; prints one JSON line and returns whether all
     hold."""
     from common import Play, Policy, rollout
     from support.writing import generate
 
     torch.set_num_threads(1)
-    policy = Policy(args.out)
+    policy = Policy(args.out, device)
     env, tasks, arms = lessons.checks(args.games)
     report, episodes = {}, {}
     for arm, skills_for in arms.items():
@@ -285,8 +285,9 @@ def check(args, lessons):
         report[arm + "_steps"] = round(sum(len(r["steps"]) for r in episodes[arm]) / len(tasks), 1)
     won = [r for arm in ("plain", "skills") for r in episodes[arm] if r["success"]]
     keys = [("write", r["traj_id"]) for r in won]
-    # as mine.py's laptop preset writes
-    answers = generate(policy, [env.summary_prompt(r, policy.style) for r in won], keys, 0.2, 64)
+    # as mine.py's laptop preset writes; a chat model's JSON takes more tokens
+    room = 160 if policy.style == "chat" else 64
+    answers = generate(policy, [env.summary_prompt(r, policy.style) for r in won], keys, 0.2, room)
     parsed, exact, true = 0, 0, 0
 
     def parts(skill):

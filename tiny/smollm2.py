@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from envs import UserError, alfworld_prompts  # noqa: E402
 from envs.alfworld_prompts import read_task  # noqa: E402
+from support import large  # noqa: E402
 from support.cli import Parser, number, run_script, text, whole  # noqa: E402
 from tiny import alfworld_lessons, players  # noqa: E402
 
@@ -202,6 +203,8 @@ def cold_start(args):
         collate_fn=partial(sorted, key=lambda one: len(one[0])),  # by length: little padding
     )
     kind = torch.device(args.device).type
+    if kind == "cuda":
+        large.narrow_stream(model, kind)  # mixed precision, as in the phases
     begun, recent, tokens = time.time(), [], 0
     for k, batch in enumerate(loader):
         spent = (time.time() - begun) / (60 * args.minutes) if args.minutes else 0.0
@@ -267,7 +270,7 @@ def main():
         from tiny import build
 
         args.out, args.processes = args.check, 1
-        sys.exit(0 if build.check(args, alfworld_lessons) else 1)
+        sys.exit(0 if build.check(args, alfworld_lessons, args.device) else 1)
     if not Path(args.folder, "config.json").is_file():
         print(f"writing SmolLM2-135M-Instruct to {write_model(args.folder)}")
     if args.cold_start:
