@@ -56,7 +56,7 @@ distil() { # name, code, source run, its arguments
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
 in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
-in_distill="$in_distill separate-statistics wrong-type"
+in_distill="$in_distill separate-statistics wrong-type muon"
 in_mine="no-validation lower-bound type-held-out"
 for patch in $in_distill $in_mine self-imitation; do patched "$patch"; done
 for seed in $seeds; do # patches of mine.py mine anew
@@ -82,11 +82,12 @@ for seed in $seeds; do
   # GiGPO alone for as many iterations, with as many episodes (mining's included), and with twice
   # as many
   rounds=$((iterations + $(wc -l <"runs/$source-$seed/mine/metrics.jsonl")))
-  for arm in gigpo gigpo-twice; do
+  for arm in gigpo gigpo-twice gigpo-muon; do
     wanted $arm || continue
     arms="$arms abl-$arm"
+    code=$([ $arm = gigpo-muon ] && echo "$copies/muon" || echo .)
     groups=$([ $arm = gigpo-twice ] && echo 32 || echo 16)
-    beside train . warmup "abl-$arm-$seed" --model "runs/$source-$seed/warmup/policy" \
+    beside train "$code" warmup "abl-$arm-$seed" --model "runs/$source-$seed/warmup/policy" \
       --seed "$seed" --stop-at 0 --iterations $rounds --groups "$groups"
   done
 done
