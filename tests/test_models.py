@@ -188,6 +188,39 @@ def test_sampler_trainer_and_the_model_itself_give_the_same_log_probs(tmp_path, 
     assert own.std() > 0.05  # the models do tell tokens apart
 
 
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_norms_in_one_kernel_are_the_models_own(tmp_path, tokenizer, kind):
+    policy = common.load_policy(make_model(tmp_path, tokenizer, kind), arguments(), trained=True)
+    records = played(policy)
+    before = trained_logprobs(policy, records)
+    models.fuse_norms(policy.model)
+    fused = [one for one in policy.model.modules() if "forward" in vars(one)]
+    # Gemma's norms multiply by 1 + weight, OPT's and GPT-2's subtract the mean: left as they are
+    assert (
+        kind not in ("qwen2", "llama")
+        or len(fused) == 2 * policy.model.config.num_hidden_layers + 1
+    )
+    assert (trained_logprobs(policy, records) - before).abs().max() < 1e-4
+    policy.logprobs(merge_prefixes(rows_of(records)))[0].sum().backward()
+    assert all(one.weight.grad.abs().sum() > 0 for one in fused)
+
+
+def test_a_norm_that_computes_something_else_is_not_fused():
+    class Shifted(torch.nn.Module):
+        variance_epsilon = 1e-6
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(8))
+
+        def forward(self, x):
+            return models.fused_norm(self, x) + x
+
+    shifted = Shifted()
+    models.fuse_norms(torch.nn.Sequential(shifted))
+    assert "forward" not in vars(shifted)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_bfloat16_the_difference_is_rounding(tmp_path, tokenizer, kind):
     policy = common.load_policy(make_model(tmp_path, tokenizer, kind), arguments(dtype="bfloat16"))
