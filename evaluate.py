@@ -39,9 +39,8 @@ from support.phases import begun_with, check_sources, mark, policy_folder, skill
 from support.report import write_report
 from support.results import open_folder
 from support.runs import release
+from support.sampler import GREEDY
 from support.training import sampling_options
-
-GREEDY = 1e-4  # a temperature at which only the likeliest token is left
 
 # ---- arms: what is evaluated -------------------------------------------------------------------
 

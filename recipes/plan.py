@@ -235,6 +235,12 @@ def report(args):
     s = Sizes(read_config(args.model))
     how = dict(dtype=args.dtype, lora_rank=args.lora_rank)
     stays = weights_bytes(s, args.gpus, beta=args.beta, **how)
+    # what samples: vLLM's own weights, asleep while updating; for transformers a copy that stays,
+    # where ours are split or wider
+    copy, apart = s.parameters * bytes_of(args.dtype), args.gpus > 1 or args.dtype != "float32"
+    own = {"vllm": copy, "transformers": copy if apart and not args.lora_rank else 0.0}
+    if args.engine == "transformers":
+        stays["copy that samples"] = own["transformers"]
     longest = args.context or (2048 if args.env == "alfworld" else 4096) + args.max_response
     mean, largest, note = prompt_tokens(args.env, args.model)
     share = args.max_response / (mean + args.max_response)
@@ -269,28 +275,24 @@ def report(args):
         less += "--lora-rank 64, --logit-chunk 256, more --gpus, or a smaller model"
         yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
-    # while sampling, activations and gathered copies are not there; vLLM needs weights of its own,
-    # transformers where ours are split or wider
-    copy, per_token = s.parameters * bytes_of(args.dtype), 2 * s.layers * s.k * bytes_of(args.dtype)
+    # while sampling, activations and gathered copies are not there
+    per_token = 2 * s.layers * s.k * bytes_of(args.dtype)
+    mine = ("computing copies", "copy that samples")
     rest = args.memory * GB * (1 - FREE) - sum(
-        size for part, size in stays.items() if part != "computing copies"
+        size for part, size in stays.items() if part not in mine
     )
-    rough = args.dtype != "float32"
     episodes = args.groups * args.group_size
     wanted = math.ceil(episodes / args.gpus)
     needed = wanted * longest * per_token
     yield "memory per GPU while sampling, GB"
     about = f"of {wanted} episodes of {longest:,} tokens, {per_token / 1e3:.0f} kB each"
     yield f"  {'KV cache':20s}{needed / GB:8.1f}   {about}"
-    for engine, own in (
-        ("vllm", copy),
-        ("transformers", copy if not args.lora_rank and (args.gpus > 1 or rough) else 0.0),
-    ):
-        left = rest - own
+    for engine, weights in own.items():
+        left = rest - weights
         verdict = f"{left / per_token / longest:.0f} episodes fit" if left > 0 else "does NOT fit"
         verdict = "they fit" if left >= needed else verdict
         cache = f"{max(0.0, left) / GB:.1f} left for the cache: {verdict}"
-        yield f"  {'--engine ' + engine:22s}{own / GB:6.1f}   of weights of its own, {cache}"
+        yield f"  {'--engine ' + engine:22s}{weights / GB:6.1f}   of weights of its own, {cache}"
     steps = args.max_steps or (50 if args.env == "alfworld" else 15)
     rows, whole = episodes * steps, mean + args.max_response
     product = f"{args.groups} x {args.group_size} episodes x {steps} steps"

@@ -25,6 +25,7 @@ from support.models import attention_masks, logits_of
 # ---- a token per row -----------------------------------------------------------------------------
 
 
+GREEDY = 1e-4  # a temperature at which, as below it, only the likeliest token is left
 BLOCK = 256  # tokens whose weights are summed first: about the square root of a large vocabulary
 
 

@@ -18,10 +18,10 @@ import torch
 from envs import UserError
 from support import large, packing, parallel
 from support.files import rng
+from support.sampler import GREEDY
 
 # From and below.  0.24 has run on CUDA (torch 2.11) and on a CPU, 0.32 passes the tests on a CPU
 RANGE = (0, 24), (0, 33)
-GREEDY = 1e-4  # a temperature at which, as below it, only the likeliest token is left
 TEMPERATURES = 0.01, 2.0  # that vLLM samples at; it raises lower ones to the first, but for 0
 
 
