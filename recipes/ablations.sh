@@ -56,7 +56,7 @@ distil() { # name, code, source run, its arguments
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
 in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
-in_distill="$in_distill separate-statistics wrong-type muon"
+in_distill="$in_distill separate-statistics wrong-type muon only-new"
 in_mine="no-validation lower-bound type-held-out"
 for patch in $in_distill $in_mine self-imitation; do patched "$patch"; done
 for seed in $seeds; do # patches of mine.py mine anew
