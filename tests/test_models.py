@@ -195,7 +195,7 @@ def test_norms_in_one_kernel_are_the_models_own(tmp_path, tokenizer, kind):
     before = trained_logprobs(policy, records)
     models.fuse_norms(policy.model)
     fused = [one for one in policy.model.modules() if "forward" in vars(one)]
-    # Gemma's norms multiply by 1 + weight, OPT's and GPT-2's subtract the mean: left as they are
+    # others' may be left as they are: Gemma's multiply by 1 + weight, Cohere's subtract the mean
     assert (
         kind not in ("qwen2", "llama")
         or len(fused) == 2 * policy.model.config.num_hidden_layers + 1
