@@ -548,11 +548,11 @@ def policy_loss(logprobs, old_logprobs, advantages, clip_low=0.2, clip_high=0.2,
 
 
 def kl_k3(logprobs, ref_logprobs):
-    """(10) per token: d = logp_ref - logp, kl = exp(d) - d - 1, clamped to [-10, 10].
+    """(10) per token: d = logp_ref - logp, kl = exp(d) - d - 1, at most 10.
 
     Never negative and, on average over the policy's own tokens, its KL to the reference."""
     d = (ref_logprobs - logprobs).clamp(-20, 20)
-    return (d.exp() - d - 1).clamp(-10, 10)
+    return (d.exp() - d - 1).clamp(max=10)
 
 
 def gigpo_loss(tokens, beta=0.0, entropy_coef=0.001, **clips):
@@ -591,7 +591,7 @@ def update(
     loss: Tokens -> (loss, sums for the metrics): gigpo_loss, or a phase's own.  stream: shuffles
     the mini-batches.  micro_batch_tokens: of one forward pass, padded; None: what memory holds.
     Returns the metrics, means over tokens.  UserError where memory runs out, FloatingPointError
-    where the gradient is not finite; nothing is stepped then.
+    where the gradient is not finite; that mini-batch is not stepped then.
 
     All processes know all rows, and each takes its share of every mini-batch's micro-batches."""
     batches = packing.mini_batches(rows, mini_batch_rows, stream)

@@ -1,4 +1,5 @@
-"""Evaluation: every game of the validation splits under the plain prompt, no skills, no training.
+"""Evaluation: every game of the validation splits, no training: under the plain prompt and, to
+compare, with the mined skills in it.
 
 Every task of a split is played --repetitions times with its own random stream, the same for all
 policies, so that policies are compared in pairs.  In float32 the result depends neither on the
@@ -203,11 +204,13 @@ def print_table(rows, baseline):
     """The same rows for the console, a block per split."""
     # all rows together: a split may lack a type that another one has
     kinds = sorted({kind for row in rows for kind in row["by_type"]})
-    short = [kind.replace("pick_", "").split("_")[0][:7] for kind in kinds]
+    # pick_and_place_simple is "put", as everywhere
+    words = [kind.replace("pick_", "").replace("and_place", "put") for kind in kinds]
+    short = [word.split("_")[0][:7] for word in words]
     width = max(len(row["arm"]) for row in rows)  # names are never cut
+    # a world with a score of its own, as WebShop, has a column for it
+    scored = any(row["score"] != row["success"] for row in rows)
     for split in dict.fromkeys(row["split"] for row in rows):
-        # a world with a score of its own, as WebShop, has a column for it
-        scored = any(row["score"] != row["success"] for row in rows)
         head = f"{split:{width}s}  success [95 %]        " + " ".join(f"{s:>7s}" for s in short)
         print(f"\n{head}{'  score' * scored}  steps  prompt tokens  minus {baseline}")
         for row in (row for row in rows if row["split"] == split):
@@ -309,7 +312,7 @@ def main():
                 policy = load_policy(folder, args)
                 weights = next(weights for arm, weights, _ in question["arms"] if arm == name)
                 unchanged(folder, weights)  # a phase may have been made anew meanwhile
-            results = [result for result in results if result not in here]
+            results = [r for r in results if (r["arm"], r["split"]) != (name, split)]
             played = play_panel(policy, env, tasks, banks[skills], args, split, name)
             results += played
             write_jsonl(out / "results.jsonl", results)  # whole, or as it was

@@ -258,12 +258,12 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     >>> skill["utility"], skill["status"]    # the mean of two pairs is above 0.05
     (0.25, 'active')
     """
-    before = skill["status"]  # candidate or active
+    before = skill["status"]  # retired: by an earlier pair of this iteration
     skill["deltas"].append(round(pair["delta"], 4))
     skill["plain"].append(sum(pair["s_base"]) / len(pair["s_base"]))
     skill["n_eval"] += 1
-    # (15) u <- (1 - a) u + a D.  A constant a would leave .51 of four pairs' weight to the first of
-    # them; with 1 / n until that is smaller the first five weigh alike
+    # (15) u <- (1 - a) u + a D.  With a constant a = .2, from u = 0 on, four pairs that agree on D
+    # would come to .59 D; with 1 / n until that is smaller the first five pairs weigh alike
     a = max(ema, 1 / skill["n_eval"])
     # (rounded, or a mean of zero may come out as -1e-17 and count as negative)
     skill["utility"] = round((1 - a) * skill["utility"] + a * pair["delta"], 6)
@@ -272,7 +272,7 @@ def credit(skill, pair, k, n_eval=8, ema=0.2, tau_act=0.05, retire_after=3):
     skill["updated_iter"] = k
     # (16) candidate -> active -> retired, none of it before N_eval pairs: three bad ones at the
     # start would end one in five of the skills with a true effect of +.1
-    if skill["n_eval"] < n_eval:
+    if skill["n_eval"] < n_eval or before == "retired":
         return False
     # three times the pairs, and still not above tau: it will not be
     hopeless = skill["status"] == "candidate" and skill["n_eval"] >= 3 * n_eval

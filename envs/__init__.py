@@ -3,7 +3,7 @@
 An environment is text in, text out.  It knows no policy and no method; the phases know no
 environment.  Any class with the members below will do (duck typing, no base class): --env
 MODULE:CLASS plays it; tests/toy.py is a complete one.  `make_env` in common.py is the only place
-that lists environments by name.
+of the method that lists environments by name.
 
     split_names                        the splits it offers, the training split first
     tasks(split) -> list[str]          stable, sorted ids; splits are disjoint; the same list on
@@ -66,9 +66,8 @@ class Step:
     """What the agent sees after a reset or an action."""
 
     observation: str  # raw text of the world
-    admissible: list = field(
-        default_factory=list
-    )  # action strings, in the world's order; shared, never modified
+    # action strings, in the world's order; shared, never modified
+    admissible: list = field(default_factory=list)
     reward: float = 0.0  # training reward of the action that led here (10 on success, else 0)
     done: bool = False  # success, the world's end, or the step limit
     won: bool = False
@@ -160,11 +159,8 @@ def skill_section(skills, style="chat"):
     lines = []
     for skill in skills:
         condition, strategy = (clean_text(str(skill[key])) for key in ("condition", "strategy"))
-        lines.append(
-            f"hint : when {condition} : {strategy}\n"
-            if style == "compact"
-            else f"- When {condition}: {strategy}\n"
-        )
+        head, colon = ("hint : when", " :") if style == "compact" else ("- When", ":")
+        lines.append(f"{head} {condition}{colon} {strategy}\n")
     if not lines or style == "compact":
         return "".join(lines)
     return "Hints from earlier experience (ignore a hint that does not fit):\n" + "".join(lines)
@@ -198,10 +194,8 @@ def skill_from_json(response):
         raise ValueError("no JSON object")
     try:
         found, _ = json.JSONDecoder().raw_decode(answer, start)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # no JSON; a number of 5,000 digits; nested a thousand deep
+    # no JSON; a number of 5,000 digits; nested a thousand deep
+    except (ValueError, RecursionError):
         raise ValueError("broken JSON") from None
     if any(not isinstance(found.get(key), str) for key in ("title", "condition", "strategy")):
         raise ValueError("missing field")

@@ -4,8 +4,8 @@
 # take.  The two stand side by side, one thread each, so that a busy machine slows both alike.
 # Resumable.  On two cores about 13 minutes a seed, and 5 more to play the snapshots.
 #   bash recipes/compare.sh [SEEDS] [REGIME] [more arguments for training]
-#   bash recipes/compare.sh "0 1 2 3 4"                      the default
-# an hour instead of the default's 10 minutes of distillation:
+#   bash recipes/compare.sh "0 1 2 3 4"                      10 minutes of distillation
+# an hour instead:
 #   MINUTES=52 AT="1 2 4 8 16 32" bash recipes/compare.sh "0 1 2" hour --snapshots 1
 # another base: runs/siri-less-0, ..., results/compare-less/
 #   WARMUP="--model runs/bases/less" bash recipes/compare.sh "0 1 2 3 4" less

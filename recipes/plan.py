@@ -223,7 +223,7 @@ def time_lines(s, args, work, longest, fitting):
         cost = f"{hours * n * args.price:11,.0f}" if money else ""
         yield f"  {name:18s}{values}{cost}" + ("" if fitting(n) else "   does NOT fit in memory")
     what = "hours and cost" if money else "hours"
-    unsure = "rollout and sync have not been checked on a GPU (see the docstring)"
+    unsure = "rollout and sync were checked on one GPU with a small model only"
     yield f"  {what} of {args.iterations} iterations; {unsure}"
 
 

@@ -7,7 +7,7 @@
 # No whole run has been measured yet (single updates: docs/gpus.md); estimates of
 #   python recipes/plan.py --model Qwen/Qwen2.5-1.5B-Instruct --gpus 2 --gradient-checkpointing:
 #   memory per GPU   16 GB while updating (weights 3, reference 2, gradients 3, AdamW 6, gathered
-#                    copies 2), and the micro-batch, which is chosen for what is free, 171,264
+#                    copies 2), and the micro-batch, which is chosen for what is free, 243,968
 #                    tokens at most: 57 GB; while sampling vLLM's weights take 3, 55 are left for
 #                    its cache, of which 64 episodes of full length need 5
 #   an iteration     at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt

@@ -8,7 +8,7 @@
 # docs/gpus.md); estimates of
 #   python recipes/plan.py --gpus 8 --gradient-checkpointing:
 #   memory per GPU   25 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
-#                    copies 8), and the micro-batch, which is chosen for what is free, 63,488 tokens
+#                    copies 8), and the micro-batch, which is chosen for what is free, 91,648 tokens
 #                    at most: 47 GB; while sampling vLLM's weights take 15, 40 are left for its
 #                    cache, of which 16 episodes of full length need 2
 #   an iteration     at most 6,400 rows in ALFWorld, 1,920 in WebShop: 2.8 (1.4) million prompt

@@ -15,7 +15,8 @@ python=${PYTHON:-python} launch=${LAUNCH:-python} base=${MODEL:-runs/smollm2}
 cold=${COLD:---steps 3000 --minutes 10}
 size="--groups 16 --group-size 8 --max-steps 30 --max-response 64 --dtype bfloat16"
 read -ra minutes <<<"${MINUTES:-10 15 15}" # of the three training phases
-evaluation="--temperature 0.4 --repetitions 1 --dtype bfloat16 --max-response 64 ${EVALUATE:-}"
+evaluation="--temperature 0.4 --repetitions 1 --dtype bfloat16 --max-steps 30 --max-response 64"
+evaluation+=" ${EVALUATE:-}"
 if [ "${1:-}" = --tiny-budget ]; then
   shift
   launch="$python tests/generous.py" small="--device cpu --threads 1 --max-steps 3 --max-response 8"

@@ -179,7 +179,7 @@ def make_parser(doc, **defaults):
     g = p.add_argument_group("training")
     about = "folder of the phase to start from (default: the phase before, in the same run)"
     g.add_argument("--from", dest="source", metavar="FOLDER", type=text, help=about)
-    about = "train adapters only, with about 10 times the --lr (0: all weights)"
+    about = "train adapters only, with 3 to 10 times the --lr (0: all weights)"
     g.add_argument("--lora-rank", type=whole(0, 4096), default=0, help=about)
     about = "B: task groups per iteration"
     g.add_argument("--groups", type=whole(1, 4096), default=16, help=about)

@@ -194,3 +194,15 @@ def test_a_place_for_one_object_is_refused(monkeypatch):
     new, refused = mine.write_skills(policy, world, pool, [], 0, seed=0)
     assert [s["condition"] for s in new] == ["you heat something"]
     assert [r["reason"] for r in refused] == ["for one object only"]
+
+
+def test_a_verdict_stands_whatever_the_same_iterations_other_groups_say(capsys):
+    one = skill("one", "heat", "active", pairs=9)
+    one |= {"neg_streak": 2, "utility": -0.01, "deltas": [0.5] * 4 + [0.0] * 5, "promoted_n": 4}
+    one["plain"] = [0.0] * 4 + [0.5] * 5  # it was taken over: absorbed
+    shown = {group_id: [one] for group_id in range(9)}
+    later = [pair(-1.0, 0.0) | {"group_id": group_id} for group_id in range(1, 9)]
+    mine.credit_all([pair(-0.25, 0.5) | {"group_id": 0}, *later], shown, 7, N_EVAL)
+    assert (one["status"], one["reason"], one["retired_iter"]) == ("retired", "absorbed", 7)
+    assert capsys.readouterr().out.count("\n") == 1
+    assert one["n_eval"] == len(one["deltas"]) == 18  # what was played is written down
