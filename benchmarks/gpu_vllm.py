@@ -237,6 +237,10 @@ def ipc(args):
 
     if not hasattr(Worker, "start_weight_update"):
         return tell("ipc", skipped="this vLLM has no weight transfer")
+    try:  # 0.24's own module needs ray, which vLLM does not bring
+        import vllm.distributed.weight_transfer.ipc_engine  # noqa: F401
+    except ImportError as error:
+        return tell("ipc", skipped=f"it imports {error.name}: pip install {error.name}")
     how = dict(dtype=args.dtype, gpu_memory_utilization=0.2, enforce_eager=True, max_model_len=2048)
     llm = LLM(model=args.model, weight_transfer_config={"backend": "ipc"}, **how)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).to(

@@ -7,8 +7,9 @@
 # MODEL=FOLDER starts from another chat model; --tiny-budget tries every step out on a CPU, in
 # worlds that hand out wins.
 # Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes;
-# evaluation 5.  Others: COLD="--minutes 3" MINUTES="1 1.5 2" EVALUATE="--games 40".  Not measured
-# yet: no GPU was at hand for so long.  On a CPU the cold start's loss falls as docs/smollm2.md says.
+# evaluation 5.  Others: COLD="--minutes 3" MINUTES="1 1.5 2" EVALUATE="--games 40".
+# Not measured yet: no GPU was at hand for so long.  On a CPU the cold start's loss falls as
+# docs/smollm2.md says.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} launch=${LAUNCH:-python} base=${MODEL:-runs/smollm2}
