@@ -106,7 +106,10 @@ def effects_by_type(policy, env, bank, tasks, args):
     return rows
 
 
-def promotable(skill, z, tau_act=0.05):
+TAU_ACT = 0.05  # of (16), as in mine.credit
+
+
+def promotable(skill, z, tau_act=TAU_ACT):
     """(16) u > tau_act and, with z above 0, a lower bound of the mean effect above it, too:
     mean - z * standard error (beyond the paper)."""
     deltas = np.array(skill["deltas"])
@@ -156,6 +159,7 @@ def one_run(args):
                 f"{s['condition']}: {s['strategy']}"
             )
             print(text, flush=True)
+    write_jsonl(phase / "effects.jsonl", rows)
     for rule in ("z=0", "z=1"):
         kept = [r for r in rows if r[rule] and r["pairs"]]
         if kept:
@@ -164,12 +168,11 @@ def one_run(args):
                 np.average([r[key] for r in kept], weights=weights)
                 for key in ("mean_delta", "fresh")
             )
-            good = sum(r["fresh"] > about["tau_act"] for r in kept)
+            good = sum(r["fresh"] > TAU_ACT for r in kept)
             print(
                 f"rule {rule}: keeps {len(kept)}; mean effect {estimate:+.3f} by the phase, "
                 f"{fresh:+.3f} fresh; {good} above tau_act"
             )
-    write_jsonl(phase / "effects.jsonl", rows)
     types = effects_by_type(
         policy, env, [s for s in skills if s["status"] == "active"], tasks, args
     )

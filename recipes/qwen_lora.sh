@@ -27,6 +27,10 @@ if [[ ! $memory =~ ^[0-9]+$ ]]; then
   echo "error: MEMORY: expected gigabytes, a whole number, found '$memory'" >&2
   exit 2
 fi
+if [[ ! $size =~ ^(1\.5B|7B)$ ]]; then
+  echo "error: the size: expected 1.5B or 7B, found '$size' (other models: MODEL=...)" >&2
+  exit 2
+fi
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 engine=vllm
 # 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own

@@ -359,4 +359,4 @@ def device_of(name):
         raise unknown
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise unknown
-    return name
+    return "cpu" if device.type == "cpu" else name  # cpu:0 is the same

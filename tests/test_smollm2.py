@@ -22,6 +22,7 @@ from envs import UserError
 from envs.alfworld import AlfWorld
 from envs.alfworld_prompts import parse, parse_skill
 from support import large
+from support.cli import run_script
 from support.packing import merge_prefixes
 from support.writing import generate
 from tests.conftest import arguments
@@ -277,3 +278,20 @@ def test_vllm_samples_what_the_trainer_scores(folder, env):
     sampled = torch.tensor([x for r in records for s in r["steps"] for x in s["logprobs"]])
     assert (trainer - sampled).abs().max() < 1e-3
     vllm_engine.ENGINES.clear()
+
+
+def test_a_cold_start_that_cannot_be_written_or_read_is_refused_before_it(
+    monkeypatch, chat_folder, tmp_path, capsys
+):
+    (tmp_path / "file").write_text("")
+    for line, says in (
+        (f"{tmp_path / 'none'} --cold-start {tmp_path / 'cold'}", "no model there"),
+        (f"{chat_folder} --cold-start {chat_folder}/", "the model's own folder"),
+        (f"{chat_folder} --cold-start {tmp_path / 'file' / 'cold'}", "cannot be written"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["smollm2", *line.split(), "--device", "cpu"])
+        with pytest.raises(SystemExit) as ended:
+            run_script(smollm2.main)
+        found = capsys.readouterr()
+        assert ended.value.code == 2 and says in found.err and not found.out, found
+    assert not (tmp_path / "none").exists()

@@ -262,16 +262,28 @@ def main():
     args = p.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
+    if args.cold_start:
+        args.cold_start = os.path.normpath(args.cold_start)  # OUT/ is OUT
+    if args.cold_start and args.cold_start == os.path.normpath(args.folder):
+        raise UserError(
+            f"--cold-start {args.cold_start}: it is the model's own folder; name another"
+        )
     if args.cold_start and Path(args.cold_start).exists():
         raise UserError(
             f"--cold-start {args.cold_start}: it is there already; delete it or name another folder"
         )
+    if args.cold_start:  # what cannot be written is told before the training
+        Path(args.cold_start).parent.mkdir(parents=True, exist_ok=True)
     if args.check:
         from tiny import build
 
         args.out, args.processes = args.check, 1
         sys.exit(0 if build.check(args, alfworld_lessons, args.device) else 1)
     if not Path(args.folder, "config.json").is_file():
+        if args.cold_start and args.folder != FOLDER:  # a typing error is no order for a model
+            raise UserError(
+                f"{args.folder}: no model there; python -m tiny.smollm2 writes {FOLDER}"
+            )
         print(f"writing SmolLM2-135M-Instruct to {write_model(args.folder)}")
     if args.cold_start:
         cold_start(args)
