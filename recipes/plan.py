@@ -46,6 +46,7 @@ from support.memory import (  # noqa: E402
     peak,
     weights_bytes,
 )
+from support.models import lacking  # noqa: E402
 
 # Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that
 # cannot reach the Hub.
@@ -100,12 +101,34 @@ def read_config(name):
     if not Path(name).is_dir() and short in SHAPES:
         kind, *values = SHAPES[short]
         return AutoConfig.for_model(kind, **dict(zip(FIELDS, values)))
+    known = f"use a folder or {', '.join(SHAPES)}"
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError):
-        known = f"use a folder or {', '.join(SHAPES)}"
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # damaged files fail in many ways
+        if Path(name, "config.json").is_file():
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"--model {name}: its config.json is damaged ({reason})") from None
         message = f"--model {name}: no config there, and the Hub is not reachable; {known}"
         raise UserError(message) from None
+
+
+def sizes_of(name):
+    """The Sizes of a model by name.  UserError for what is not counted here: quantised weights,
+    experts, layers or fields of other kinds."""
+    config = read_config(name)
+    if getattr(config, "quantization_config", None):
+        raise UserError(f"--model {name}: its weights are quantised, and those are not counted")
+    experts = ("num_experts", "num_local_experts", "n_routed_experts")
+    if any(getattr(config, key, None) for key in experts):
+        raise UserError(f"--model {name}: it has experts, and those are not counted")
+    try:
+        sizes = None if config.architectures and lacking(config) else Sizes(config)
+    except Exception:  # other names, and numbers that are none
+        sizes = None
+    if sizes is None:
+        fix = "a dense decoder with the fields of Llama or Qwen is (docs/models.md)"
+        raise UserError(f"--model {name}: a {config.model_type} is not counted here; {fix}")
+    return sizes
 
 
 # ---- tokens --------------------------------------------------------------------------------------
@@ -212,7 +235,8 @@ def time_lines(s, args, work, longest, fitting):
     parts, money = ["rollout", "update", "sync", "host"], args.price is not None
     head = "".join(f"{part:>9s}" for part in [*parts, "sum", "hours"])
     yield f"  {'GPUs':18s}{head}" + ("       cost" if money else "")
-    for gpus, machines in LAYOUTS:
+    layouts = sorted({*LAYOUTS, (args.gpus, 1)}, key=lambda one: (one[0] * one[1], one[1]))
+    for gpus, machines in layouts if args.gpus <= 8 else LAYOUTS:
         n = gpus * machines
         micro_batch = args.micro_batch_tokens or fitting(n) or longest
         spent = seconds(s, work, args, gpus, machines, micro_batch)
@@ -221,7 +245,8 @@ def time_lines(s, args, work, longest, fitting):
         name = f"{n}" + (f" in {machines} machines" if machines > 1 else "")
         values = "".join(f"{value:9.1f}" for value in [*map(spent.get, parts), total, hours])
         cost = f"{hours * n * args.price:11,.0f}" if money else ""
-        yield f"  {name:18s}{values}{cost}" + ("" if fitting(n) else "   does NOT fit in memory")
+        fits = 0 < (args.micro_batch_tokens or 1) <= fitting(n)
+        yield f"  {name:18s}{values}{cost}" + ("" if fits else "   does NOT fit in memory")
     what = "hours and cost" if money else "hours"
     unsure = "rollout and sync were checked on one GPU with a small model only"
     yield f"  {what} of {args.iterations} iterations; {unsure}"
@@ -232,7 +257,7 @@ def time_lines(s, args, work, longest, fitting):
 
 def report(args):
     """The printed lines."""
-    s = Sizes(read_config(args.model))
+    s = sizes_of(args.model)
     how = dict(dtype=args.dtype, lora_rank=args.lora_rank)
     stays = weights_bytes(s, args.gpus, beta=args.beta, **how)
     # what samples: vLLM's own weights, asleep while updating; for transformers a copy that stays,
@@ -272,7 +297,7 @@ def report(args):
         yield f"fits: --micro-batch-tokens {tokens} at most (a row may have {longest:,})"
     else:
         less = "" if args.gradient_checkpointing else "--gradient-checkpointing, "
-        less += "--lora-rank 64, --logit-chunk 256, more --gpus, or a smaller model"
+        less += "--lora-rank 64, more --gpus, or a smaller model"
         yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
     # while sampling, activations and gathered copies are not there
@@ -311,6 +336,11 @@ def report(args):
     def fitting(gpus):
         stays = weights_bytes(s, gpus, args.dtype, args.lora_rank, args.beta)
         room = args.memory * GB * (1 - FREE) - sum(stays.values())
+        asleep = room + stays["computing copies"]  # while sampling; the engine's weights then
+        if args.engine == "vllm" and asleep <= copy:
+            return 0
+        if args.engine == "transformers" and not args.lora_rank:
+            room -= copy if gpus > 1 or args.dtype != "float32" else 0
         return fitting_tokens(s, room, share, longest, **how)
 
     yield from time_lines(s, args, work, longest, fitting)

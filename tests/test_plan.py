@@ -107,6 +107,37 @@ def test_a_model_without_config_is_refused_in_one_line(tmp_path):
         plan.read_config(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}, "a gpt2 is not counted"),
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised"),
+        ({"num_local_experts": 8, "model_type": "mixtral"}, "experts"),
+        ({"architectures": -1}, "config.json|not counted"),
+        ({"hidden_size": None}, "damaged"),
+    ],
+)
+def test_what_is_not_counted_is_refused_in_one_line(monkeypatch, capsys, tmp_path, more, says):
+    config = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "hidden_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config | more))
+    with pytest.raises(UserError, match=says) as mistake:
+        printed(monkeypatch, capsys, "--model", str(tmp_path))
+    assert "\n" not in str(mistake.value)
+
+
+def test_a_row_says_what_the_top_says_of_the_asked_micro_batch_and_number_of_gpus(
+    monkeypatch, capsys
+):
+    how = "--model Qwen2.5-7B --gradient-checkpointing --gpus 4 --price 2".split()
+    row = next(
+        line for line in printed(monkeypatch, capsys, *how).splitlines() if line[:4] == "  4 "
+    )
+    assert "does NOT fit" not in row
+    text = printed(monkeypatch, capsys, *how, "--micro-batch-tokens", "250000")
+    row = next(line for line in text.splitlines() if line[:4] == "  4 ")
+    assert "does NOT fit" in row
+
+
 # ---- seconds ----
 
 # one H200, 2026-11-27 (results/gpu/after.jsonl): (model, rank, checkpointing, rows, tokens a row,
