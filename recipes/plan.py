@@ -46,7 +46,7 @@ from support.memory import (  # noqa: E402
     peak,
     weights_bytes,
 )
-from support.models import lacking  # noqa: E402
+from support.models import lacking, reason_of  # noqa: E402
 
 # Facts from the config.json files of huggingface.co/Qwen (2.5: Instruct, too), for machines that
 # cannot reach the Hub.
@@ -106,8 +106,8 @@ def read_config(name):
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # damaged files fail in many ways
         if Path(name, "config.json").is_file():
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"--model {name}: its config.json is damaged ({reason})") from None
+            found = f"its config.json is damaged ({reason_of(error)})"
+            raise UserError(f"--model {name}: {found}") from None
         message = f"--model {name}: no config there, and the Hub is not reachable; {known}"
         raise UserError(message) from None
 
@@ -235,8 +235,8 @@ def time_lines(s, args, work, longest, fitting):
     parts, money = ["rollout", "update", "sync", "host"], args.price is not None
     head = "".join(f"{part:>9s}" for part in [*parts, "sum", "hours"])
     yield f"  {'GPUs':18s}{head}" + ("       cost" if money else "")
-    layouts = sorted({*LAYOUTS, (args.gpus, 1)}, key=lambda one: (one[0] * one[1], one[1]))
-    for gpus, machines in layouts if args.gpus <= 8 else LAYOUTS:
+    asked = [(args.gpus, 1)] if args.gpus <= 8 else []  # of one machine
+    for gpus, machines in sorted({*LAYOUTS, *asked}, key=math.prod):
         n = gpus * machines
         micro_batch = args.micro_batch_tokens or fitting(n) or longest
         spent = seconds(s, work, args, gpus, machines, micro_batch)
@@ -259,18 +259,29 @@ def report(args):
     """The printed lines."""
     s = sizes_of(args.model)
     how = dict(dtype=args.dtype, lora_rank=args.lora_rank)
-    stays = weights_bytes(s, args.gpus, beta=args.beta, **how)
-    # what samples: vLLM's own weights, asleep while updating; for transformers a copy that stays,
-    # where ours are split or wider
-    copy, apart = s.parameters * bytes_of(args.dtype), args.gpus > 1 or args.dtype != "float32"
-    own = {"vllm": copy, "transformers": copy if apart and not args.lora_rank else 0.0}
-    if args.engine == "transformers":
-        stays["copy that samples"] = own["transformers"]
+    usable = args.memory * GB * (1 - FREE)
+
+    def own_weights(gpus):
+        """What samples: vLLM's own weights, asleep while updating; for transformers a copy that
+        stays, where ours are split or wider."""
+        copy, apart = s.parameters * bytes_of(args.dtype), gpus > 1 or args.dtype != "float32"
+        return {"vllm": copy, "transformers": copy if apart and not args.lora_rank else 0.0}
+
+    def staying(gpus):
+        """Bytes by part of what stays while updating, and what is free while sampling."""
+        parts = weights_bytes(s, gpus, args.dtype, args.lora_rank, args.beta)
+        # while sampling, activations and gathered copies are not there
+        free = usable - sum(parts.values()) + parts["computing copies"]
+        if args.engine == "transformers":
+            parts["copy that samples"] = own_weights(gpus)["transformers"]
+        return parts, free
+
+    (stays, rest), own = staying(args.gpus), own_weights(args.gpus)
     longest = args.context or (2048 if args.env == "alfworld" else 4096) + args.max_response
     mean, largest, note = prompt_tokens(args.env, args.model)
     share = args.max_response / (mean + args.max_response)
     how |= dict(checkpointing=args.gradient_checkpointing, logit_chunk=args.logit_chunk)
-    room = args.memory * GB * (1 - FREE) - sum(stays.values())
+    room = usable - sum(stays.values())
     tokens = fitting_tokens(s, room, share, longest, **how)
     shown = args.micro_batch_tokens or tokens or longest
     activations, logits, one_layer = micro_batch_bytes(s, shown, math.ceil(shown * share), **how)
@@ -300,12 +311,7 @@ def report(args):
         less += "--lora-rank 64, more --gpus, or a smaller model"
         yield f"does NOT fit: a row may have {longest:,} tokens; try {less}"
 
-    # while sampling, activations and gathered copies are not there
     per_token = 2 * s.layers * s.k * bytes_of(args.dtype)
-    mine = ("computing copies", "copy that samples")
-    rest = args.memory * GB * (1 - FREE) - sum(
-        size for part, size in stays.items() if part not in mine
-    )
     episodes = args.groups * args.group_size
     wanted = math.ceil(episodes / args.gpus)
     needed = wanted * longest * per_token
@@ -334,14 +340,10 @@ def report(args):
     )
 
     def fitting(gpus):
-        stays = weights_bytes(s, gpus, args.dtype, args.lora_rank, args.beta)
-        room = args.memory * GB * (1 - FREE) - sum(stays.values())
-        asleep = room + stays["computing copies"]  # while sampling; the engine's weights then
-        if args.engine == "vllm" and asleep <= copy:
+        stays, rest = staying(gpus)
+        if rest <= own_weights(gpus)[args.engine]:
             return 0
-        if args.engine == "transformers" and not args.lora_rank:
-            room -= copy if gpus > 1 or args.dtype != "float32" else 0
-        return fitting_tokens(s, room, share, longest, **how)
+        return fitting_tokens(s, usable - sum(stays.values()), share, longest, **how)
 
     yield from time_lines(s, args, work, longest, fitting)
 

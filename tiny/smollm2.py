@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from envs import UserError, alfworld_prompts  # noqa: E402
 from envs.alfworld_prompts import read_task  # noqa: E402
 from support import large  # noqa: E402
-from support.cli import Parser, number, run_script, text, whole  # noqa: E402
+from support.cli import Parser, device_of, number, run_script, text, whole  # noqa: E402
 from tiny import alfworld_lessons, players  # noqa: E402
 
 FOLDER = "runs/smollm2"
@@ -260,20 +260,16 @@ def main():
     p.add_argument("--games", type=whole(1), default=100, help="episodes per gate")
     p.add_argument("--seed", type=whole(0), default=0, help="of the examples")
     args = p.parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: no CUDA device found; use --device cpu")
+    args.device = device_of(args.device)
     if args.cold_start:
-        args.cold_start = os.path.normpath(args.cold_start)  # OUT/ is OUT
-    if args.cold_start and args.cold_start == os.path.normpath(args.folder):
-        raise UserError(
-            f"--cold-start {args.cold_start}: it is the model's own folder; name another"
-        )
-    if args.cold_start and Path(args.cold_start).exists():
-        raise UserError(
-            f"--cold-start {args.cold_start}: it is there already; delete it or name another folder"
-        )
-    if args.cold_start:  # what cannot be written is told before the training
-        Path(args.cold_start).parent.mkdir(parents=True, exist_ok=True)
+        out = args.cold_start = os.path.normpath(args.cold_start)  # OUT/ is OUT
+        if out == os.path.normpath(args.folder):
+            raise UserError(f"--cold-start {out}: it is the model's own folder; name another")
+        if Path(out).exists():
+            fix = "delete it or name another folder"
+            raise UserError(f"--cold-start {out}: it is there already; {fix}")
+        # what cannot be written is told before the training
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
     if args.check:
         from tiny import build
 
