@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from envs import UserError  # noqa: E402
@@ -66,13 +67,15 @@ FIELDS = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "vocab_size", "tie_word_embeddings",
 )  # fmt: skip
+NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "vocab_size")  # fmt: skip  # a model may leave out the others
 
 # Where no tokenizer is at hand: characters per token of chat prompts from random play with Qwen's
-# vocabulary of 151,643 tokens
-# (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498 prompts), and tokens that the chat
-# template adds.
+# vocabulary of 151,643 tokens (2026-11-22: ALFWorld 3.16, 2,000 prompts, WebShop 2.94, 498
+# prompts), and tokens that the chat template adds.
 CHARACTERS_PER_TOKEN = {"alfworld": 3.16, "webshop": 2.94}
 TEMPLATE_TOKENS = 30
+STEPS = {"alfworld": 50, "webshop": 15}  # of an episode, at most
 
 
 # GB of memory; TFLOP/s of bf16 matrix products as measured (benchmarks/gpu.py, 8192 cubed); TB/s of
@@ -91,7 +94,7 @@ LINK, NETWORK, TO_HOST = 300e9, 50e9, 25e9
 # seconds per row of an iteration in every process, on a shared CPU core of 2026-11: .25 ms to read
 # what the others played, .1 to pack it for the update, .2 to write it down (process 0)
 HOST = 0.55e-3
-LAYOUTS = [(1, 1), (2, 1), (8, 1), (8, 2)]  # GPUs of a machine, machines
+LAYOUTS = [(1, 1), (2, 1), (8, 1), (8, 2)]  # GPUs of a machine, machines: of 8 GPUs where several
 
 
 def read_config(name):
@@ -114,7 +117,8 @@ def read_config(name):
 
 def sizes_of(name):
     """The Sizes of a model by name.  UserError for what is not counted here: quantised weights,
-    experts, layers or fields of other kinds."""
+    experts, layers or fields of other kinds; and for a config that leaves a size to transformers'
+    defaults, which are some other model's."""
     config = read_config(name)
     if getattr(config, "quantization_config", None):
         raise UserError(f"--model {name}: its weights are quantised, and those are not counted")
@@ -122,12 +126,18 @@ def sizes_of(name):
     if any(getattr(config, key, None) for key in experts):
         raise UserError(f"--model {name}: it has experts, and those are not counted")
     try:
-        sizes = None if config.architectures and lacking(config) else Sizes(config)
+        # a config that names no class gets that of its kind
+        config.architectures = config.architectures or [CLASSES.get(config.model_type)]
+        sizes = None if lacking(config) else Sizes(config)
     except Exception:  # other names, and numbers that are none
         sizes = None
     if sizes is None:
         fix = "a dense decoder with the fields of Llama or Qwen is (docs/models.md)"
         raise UserError(f"--model {name}: a {config.model_type} is not counted here; {fix}")
+    written = config.get_config_dict(name)[0] if config.name_or_path else dict.fromkeys(NEEDED, 1)
+    if absent := [field for field in NEEDED if not written.get(field)]:
+        fix = "put the model's own file there"
+        raise UserError(f"--model {name}: its config.json has no {', '.join(absent)}; {fix}")
     return sizes
 
 
@@ -178,9 +188,9 @@ class Work:
 def update_flops(s, rows, prompt, response, lora_rank=0, passes=1.0):
     """Floating-point operations over `rows` rows: 6 a parameter and token of a decoder layer (2
     forward, 4 backward; LoRA: 4, as frozen weights get no gradient, and 6 for the adapters), 6 (4)
-    V d
-    per response token for the logits, 6 T^2 q for causal attention.  What gradient checkpointing
-    computes twice is not counted.  passes: the same in forward passes only, added to one update."""
+    V d per response token for the logits, 6 T^2 q for causal attention.  What gradient
+    checkpointing computes twice is not counted.  passes: the same in forward passes only, added to
+    one update."""
     per_weight, length = (4 if lora_rank else 6) + 2 * passes, prompt + response
     flops = per_weight * (length * s.layers * s.layer + response * s.vocab * s.d)
     flops += (6 + 2 * passes) * length * length * s.q * s.layers
@@ -235,8 +245,8 @@ def time_lines(s, args, work, longest, fitting):
     parts, money = ["rollout", "update", "sync", "host"], args.price is not None
     head = "".join(f"{part:>9s}" for part in [*parts, "sum", "hours"])
     yield f"  {'GPUs':18s}{head}" + ("       cost" if money else "")
-    asked = [(args.gpus, 1)] if args.gpus <= 8 else []  # of one machine
-    for gpus, machines in sorted({*LAYOUTS, *asked}, key=math.prod):
+    asked = (args.gpus, 1) if args.gpus <= 8 else (8, args.gpus // 8)
+    for gpus, machines in sorted({*LAYOUTS, asked}, key=math.prod):
         n = gpus * machines
         micro_batch = args.micro_batch_tokens or fitting(n) or longest
         spent = seconds(s, work, args, gpus, machines, micro_batch)
@@ -255,8 +265,26 @@ def time_lines(s, args, work, longest, fitting):
 # ---- the plan ------------------------------------------------------------------------------------
 
 
+def check(args):
+    """UserError where arguments contradict each other: means beyond their limits, for instance."""
+    steps = args.max_steps or STEPS[args.env]
+    for option, mean, limit in (
+        ("--mean-response", args.mean_response, args.max_response),
+        ("--mean-steps", args.mean_steps, steps),
+    ):
+        if mean and mean > limit:
+            limit_of = option.replace("mean", "max")
+            raise UserError(f"{option} {mean:g}: more than the limit; {limit_of} is {limit}")
+    if args.context and args.context < args.max_response + 64:
+        found = f"--context {args.context}: it holds a prompt, of 64 tokens at least, and the"
+        raise UserError(f"{found} response; --max-response is {args.max_response}")
+    if args.gpus > 8 and args.gpus % 8:
+        raise UserError(f"--gpus {args.gpus}: above 8, machines of 8 each; give a multiple of 8")
+
+
 def report(args):
     """The printed lines."""
+    check(args)
     s = sizes_of(args.model)
     how = dict(dtype=args.dtype, lora_rank=args.lora_rank)
     usable = args.memory * GB * (1 - FREE)
@@ -279,6 +307,8 @@ def report(args):
     (stays, rest), own = staying(args.gpus), own_weights(args.gpus)
     longest = args.context or (2048 if args.env == "alfworld" else 4096) + args.max_response
     mean, largest, note = prompt_tokens(args.env, args.model)
+    # longer prompts lose history
+    mean, largest = (min(x, longest - args.max_response) for x in (mean, largest))
     share = args.max_response / (mean + args.max_response)
     how |= dict(checkpointing=args.gradient_checkpointing, logit_chunk=args.logit_chunk)
     room = usable - sum(stays.values())
@@ -324,7 +354,7 @@ def report(args):
         verdict = "they fit" if left >= needed else verdict
         cache = f"{max(0.0, left) / GB:.1f} left for the cache: {verdict}"
         yield f"  {'--engine ' + engine:22s}{weights / GB:6.1f}   of weights of its own, {cache}"
-    steps = args.max_steps or (50 if args.env == "alfworld" else 15)
+    steps = args.max_steps or STEPS[args.env]
     rows, whole = episodes * steps, mean + args.max_response
     product = f"{args.groups} x {args.group_size} episodes x {steps} steps"
     yield f"an iteration, at most: {product} = {rows:,} rows"
@@ -371,13 +401,13 @@ def main():
     about = (
         "longest prompt and response, tokens (default: 2048 or, WebShop, 4096, + --max-response)"
     )
-    p.add_argument("--context", type=whole(1), help=about)
+    p.add_argument("--context", type=whole(1, 10**7), help=about)
     about = "tokens per response; what is counted with, so an upper bound"
-    p.add_argument("--max-response", type=whole(1), default=512, help=about)
+    p.add_argument("--max-response", type=whole(1, 10**5), default=512, help=about)
     about = "steps per episode (default: 50, WebShop 15)"
-    p.add_argument("--max-steps", type=whole(1), help=about)
-    p.add_argument("--groups", type=whole(1), default=16, help="B")
-    p.add_argument("--group-size", type=whole(1), default=8, help="G")
+    p.add_argument("--max-steps", type=whole(1, 1000), help=about)
+    p.add_argument("--groups", type=whole(1, 4096), default=16, help="B")
+    p.add_argument("--group-size", type=whole(2, 1024), default=8, help="G")
     g = p.add_argument_group("seconds and cost")
     g.add_argument("--engine", choices=sorted(POSITION), default="vllm", help="of sampling")
     about = "tokens of a response on average (default: the limit)"

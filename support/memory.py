@@ -24,6 +24,7 @@ process, not counted; 10 % of the memory is left free for it and for fragmentati
 """
 
 import math
+from bisect import bisect_left
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -126,14 +127,15 @@ def bytes_of(dtype):
 
 def fitting_tokens(s, room, share, longest, **how):
     """The largest micro-batch, in steps of 256 padded tokens, whose activations and logits fit into
-    `room` bytes; 0 where not even one row of `longest` tokens does.  share: of response tokens
-    among all."""
-    fits = [
-        tokens
-        for tokens in range(longest, 2**18, 256)
-        if peak(*micro_batch_bytes(s, tokens, math.ceil(tokens * share), **how)) <= room
-    ]
-    return max(fits, default=0)
+    `room` bytes, at most 2**18 beyond one row; 0 where not even one row of `longest` tokens does.
+    share: of response tokens among all."""
+
+    def bytes_at(tokens):
+        return peak(*micro_batch_bytes(s, tokens, math.ceil(tokens * share), **how))
+
+    sizes = range(longest, longest + 2**18, 256)  # bytes grow with them
+    fitting = bisect_left(sizes, True, key=lambda tokens: bytes_at(tokens) > room)
+    return sizes[fitting - 1] if fitting else 0
 
 
 def free_tokens(policy, optimizer, sequences, checkpointing, free, threads=1):

@@ -115,6 +115,8 @@ def test_a_model_without_config_is_refused_in_one_line(tmp_path):
         ({"num_local_experts": 8, "model_type": "mixtral"}, "experts"),
         ({"architectures": -1}, "config.json|not counted"),
         ({"hidden_size": None}, "damaged|not counted"),
+        ({"num_hidden_layers": 2, "num_attention_heads": 2}, "no intermediate_size, vocab_size"),
+        ({"model_type": "mamba", "architectures": None}, "a mamba is not counted"),
     ],
 )
 def test_what_is_not_counted_is_refused_in_one_line(monkeypatch, capsys, tmp_path, more, says):
@@ -136,6 +138,16 @@ def test_a_row_says_what_the_top_says_of_the_asked_micro_batch_and_number_of_gpu
     text = printed(monkeypatch, capsys, *how, "--micro-batch-tokens", "250000")
     row = next(line for line in text.splitlines() if line[:4] == "  4 ")
     assert "does NOT fit" in row
+    many = printed(monkeypatch, capsys, *how, "--gpus", "32")
+    assert "\n  32 in 4 machines" in many
+
+
+def test_a_long_context_fits_where_memory_is_and_a_short_one_shortens_prompts(monkeypatch, capsys):
+    how = "--model Qwen2.5-0.5B --lora-rank 8 --gradient-checkpointing --gpus 8".split()
+    text = printed(monkeypatch, capsys, *how, "--context", "400000", "--memory", "4000")
+    assert "fits: --micro-batch-tokens" in text
+    text = printed(monkeypatch, capsys, *how, "--context", "612")
+    assert "prompts of 100 tokens on average, 100 at most" in text
 
 
 # ---- seconds ----
@@ -194,7 +206,21 @@ def test_a_measured_token_position_replaces_the_estimated_one(monkeypatch, capsy
 
 
 @pytest.mark.parametrize(
-    "typed", ["--gpus 0", "--gpus -1", "--price nan", "--memory 0", "--card B200"]
+    "typed",
+    [
+        "--gpus 0",
+        "--gpus -1",
+        "--gpus 12",
+        "--price nan",
+        "--memory 0",
+        "--card B200",
+        "--context 100",
+        "--context 99999999",
+        "--mean-response 513",
+        "--mean-response 1e308",
+        "--mean-steps 51",
+        "--max-steps 1001",
+    ],  # fmt: skip
 )
 def test_what_no_machine_has_is_refused_in_one_line(monkeypatch, capsys, typed):
     with pytest.raises(UserError, match=typed.split()[0]):
