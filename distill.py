@@ -140,7 +140,8 @@ def lambda_at(k, lambda_max, k_warm):
     return lambda_max * min(1.0, k / k_warm) if k_warm else lambda_max
 
 
-def main():
+def arguments():
+    """The command line."""
     parser = make_parser(
         __doc__,
         minutes=by_preset(laptop=8, paper=None),  # wall-clock of this phase
@@ -163,7 +164,11 @@ def main():
     about = "(20) K_warm: iterations until lambda is at its largest; 0: at once"
     warm = by_preset(laptop=0, paper=20)
     group.add_argument("--k-warm", type=whole(0), default=warm, help=about)
-    args = parse_args(parser)
+    return parse_args(parser)
+
+
+def main():
+    args = arguments()
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
@@ -174,6 +179,9 @@ def main():
         own = "give one of them the status active, or leave --skills out"
         fix = own if args.skills else "mine longer (--iterations of mine.py)"
         raise UserError(f"no active skill in {path}: {fix}")
+    if args.skills and not any(best_skills(env, state["bank"], task_id) for task_id in tasks):
+        fix = "their task_type or condition must fit; or leave --skills out"
+        raise UserError(f"no active skill in {path} fits any of the {len(tasks):,} games: {fix}")
     run = Run(args, PHASE, policy_folder(source), state, skills=path)
     policy, ref_policy, optimizer = load_training(run.weights, policy_folder(source), args)
     run.restore(policy, optimizer)

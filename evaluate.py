@@ -317,7 +317,9 @@ def main():
             results += played
             write_jsonl(out / "results.jsonl", results)  # whole, or as it was
             wins = sum(result["success"] for result in played)
-            print(f"  {name}, {split}: {wins} of {len(played)}", flush=True)
+            told = sum(result["repetition"] == 0 and bool(result["skill_ids"]) for result in played)
+            shown = f"; a skill fitted {told} of {len(tasks)} games" if skills else ""
+            print(f"  {name}, {split}: {wins} of {len(played)}{shown}", flush=True)
     if parallel.rank():
         return  # all have the results, process 0 writes them
 

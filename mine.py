@@ -129,10 +129,9 @@ def write_skills(policy, env, chosen, bank, k, seed, temperature=0.7, max_new=25
 
 
 def mine_skills(policy, env, pool, state, k, per_type, seed, temperature):
-    """One mining event: recent successes become candidates in state["bank"].  Returns the refused
-    answers; who was asked stands in state["asked"]."""
-    recent = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
-    chosen = choose_successes(recent, state["bank"], state["asked"], per_type)
+    """One mining event: successes of the pool become candidates in state["bank"].  Returns the
+    refused answers; who was asked stands in state["asked"]."""
+    chosen = choose_successes(pool, state["bank"], state["asked"], per_type)
     state["asked"] += [record["traj_id"] for record in chosen]
     new, refused = write_skills(policy, env, chosen, state["bank"], k, seed, temperature)
     state["bank"] += new
@@ -329,7 +328,8 @@ def warm_pool(source):
     return pool
 
 
-def main():
+def arguments():
+    """The command line."""
     parser = make_parser(
         __doc__,
         minutes=None,
@@ -346,7 +346,11 @@ def main():
     about = "(16) paired groups before a candidate may become active"
     tries = by_preset(laptop=4, paper=8)
     group.add_argument("--n-eval", type=whole(1), default=tries, help=about)
-    args = parse_args(parser)
+    return parse_args(parser)
+
+
+def main():
+    args = arguments()
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)
     print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)
@@ -363,6 +367,7 @@ def main():
     loss, how = partial(gigpo_loss, beta=args.beta), update_options(args, env)
 
     for k in run.iterations():
+        pool = [record for record in pool if record["iteration"] >= k - POOL_ITERATIONS]
         if k % args.mine_every == 0:  # before the update: the policy is the frozen snapshot
             how_to_write = (args.per_type, args.seed, args.mine_temperature)
             refused = mine_skills(policy, env, pool, state, k, *how_to_write)
@@ -383,7 +388,6 @@ def main():
             stream = rng(args.seed, PHASE, k, "mini-batches")
             rows = rows_of(records)
             losses = update(policy, optimizer, rows, stream, loss, ref_policy, **how)
-        pool = [record for record in pool if record["iteration"] > k - POOL_ITERATIONS]
         pool += [record | {"iteration": k} for record in records if record["condition"] == "plain"]
         run.log(k, policy, optimizer, records, losses, pairs, bank)
 

@@ -68,7 +68,8 @@ def enough_successes(wins, window, stop_at, episodes):
     return stop_at > 0 and len(wins) >= window and sum(wins[-window:]) >= needed
 
 
-def main():
+def arguments():
+    """The command line."""
     # minutes end a laptop's phase, not iterations: a fast machine makes more of them
     parser = make_parser(
         __doc__,
@@ -83,7 +84,11 @@ def main():
     about = "(13) N_req as a share of the window's episodes; 0: never stop early"
     share = by_preset(laptop=0.2, paper=0.4)
     group.add_argument("--stop-at", type=number(least=0, most=1), default=share, help=about)
-    args = parse_args(parser, first=True)
+    return parse_args(parser, first=True)
+
+
+def main():
+    args = arguments()
     env = make_env(args.env, args.simulator, args.max_steps)
     tasks = train_tasks(env)  # without the held-out ones
     print(f"{env.describe(env.split_names[0])}; {len(tasks):,} to train on", flush=True)

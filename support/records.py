@@ -52,10 +52,13 @@ def for_file(record):
 
 
 # what a line of trajectories.jsonl has to have for who reads it: its type per key
+NUMBER = (int, float)
 LINE = dict.fromkeys(("traj_id", "group_id", "task_id", "task_type", "task", "condition"), str)
-LINE |= {"iteration": int, "success": bool, "steps": list, "final_observation": str}
+LINE |= {"phase": str, "iteration": int, "success": bool, "score": NUMBER, "reward": NUMBER}
+LINE |= {"skill_ids": list, "steps": list, "final_observation": str}
 STEP = dict.fromkeys(("observation", "action", "response"), str)
-STEP |= {"reward": (int, float), "advantage": (int, float)}
+STEP |= {"valid": bool, "reward": NUMBER, "advantage": NUMBER}
+MAYBE = dict.fromkeys(("episode_advantage", "step_advantage", "gate", "weight"), NUMBER)
 
 
 def lacking(row):
@@ -64,8 +67,11 @@ def lacking(row):
         if not isinstance(row.get(key), kind):
             return key
     for step in row["steps"]:
-        for key, kind in STEP.items():
-            if not isinstance(step, dict) or not isinstance(step.get(key), kind):
+        if not isinstance(step, dict):
+            return "step"
+        there = {key: kind for key, kind in MAYBE.items() if key in step}
+        for key, kind in (STEP | there).items():
+            if not isinstance(step.get(key), kind):
                 return f"{key} of a step"
     return None if row["steps"] else "steps"
 

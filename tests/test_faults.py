@@ -607,6 +607,18 @@ def test_skills_of_another_world_are_refused(monkeypatch, run):
     refused(monkeypatch, evaluate, *arguments, says="written in webshop, but alfworld is played")
 
 
+def test_skills_that_fit_no_game_are_refused_by_distillation_and_counted_by_evaluation(
+    monkeypatch, run, capsys
+):
+    odd = SKILL | {"skill_id": "a", "status": "active", "task_type": "none_such"}
+    Path("odd.jsonl").write_text(files.dump(odd) + "\n")
+    arguments = [*PHASES[distill], "--overwrite", "--skills", "odd.jsonl"]
+    refused(monkeypatch, distill, *arguments, says="fits any of the")
+    arguments = ["--policy", "runs/default/mine", "--with-skills", "odd.jsonl", "--out", "new"]
+    run_main(monkeypatch, evaluate, *EVALUATE, *arguments, "--games", "2")
+    assert "; a skill fitted 0 of 2 games" in capsys.readouterr().out
+
+
 def test_later_phases_take_the_preset_and_the_model_of_the_run(monkeypatch, run):
     path = run / "warmup" / "args.json"
     path.write_text(path.read_text().replace('"preset": "laptop"', '"preset": "paper"'))
@@ -806,6 +818,11 @@ EPISODES = {  # what is done to the last line of warm-up's trajectories
     "no text": lambda row: row["steps"][0].update(observation=None),
     "success": lambda row: row.update(success="no"),
     "the end": lambda row: row.pop("final_observation"),
+    "no phase": lambda row: row.pop("phase"),
+    "no skills": lambda row: row.pop("skill_ids"),
+    "no reward": lambda row: row.pop("reward"),
+    "well-formed": lambda row: row["steps"][0].pop("valid"),
+    "half of the advantage": lambda row: row["steps"][0].update(step_advantage=None),
 }
 
 
