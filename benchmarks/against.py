@@ -12,7 +12,6 @@ both sampled the same tokens.
     chat        32 houses, one step with a response of 96 tokens from a vocabulary of 50,000
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -37,7 +36,7 @@ def serve(checkout, threads, folder):
     import common
     from envs.alfworld import AlfWorld
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(int(threads))
     made = {}
     for kind in map(str.strip, sys.stdin):
         small = kind == "stand-in"
@@ -57,26 +56,28 @@ def serve(checkout, threads, folder):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    p.add_argument("checkout", help="folder of the other code")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads of each")
-    p.add_argument("--rounds", type=int, default=3, help="that count, after one that does not")
-    p.add_argument("--serve", help=argparse.SUPPRESS)
-    args = p.parse_args()
-    if args.serve:
-        return serve(args.checkout, args.threads, args.serve)
-    sys.path.insert(0, str(HERE))
     from benchmarks import measure
+    from envs import UserError
     from envs.alfworld import AlfWorld
+    from envs.arguments import Parser, text, whole
 
+    p = Parser(description=__doc__.split("\n\n")[0])
+    p.add_argument("checkout", type=text, help="folder of the other code")
+    p.add_argument("--threads", type=whole(1, 256), default=1, help="CPU threads of each")
+    about = "that count, after one that does not"
+    p.add_argument("--rounds", type=whole(1), default=3, help=about)
+    args = p.parse_args()
+    if not Path(args.checkout, "common.py").is_file():
+        fix = "git worktree add ../before COMMIT makes one"
+        raise UserError(f"{args.checkout}: expected another checkout of this code; {fix}")
     result = {"threads": args.threads}
     with tempfile.TemporaryDirectory() as folder:
         texts = measure.chat_prompts(20, env=AlfWorld(houses=True))
         measure.make_model(folder, "qwen2", texts, **CHAT)
         children = []
         for checkout in (args.checkout, HERE):
-            command = [sys.executable, __file__, str(Path(checkout).resolve()), "--serve", folder]
-            command += ["--threads", str(args.threads)]
+            command = [sys.executable, __file__, "--serve", str(Path(checkout).resolve())]
+            command += [str(args.threads), folder]
             pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             children.append(subprocess.Popen(command, **pipes))
         for kind in ("stand-in", "chat"):
@@ -84,7 +85,9 @@ def main():
             for k in range(args.rounds + 1):
                 for which, child in enumerate(children):
                     print(kind, file=child.stdin, flush=True)
-                    seconds, tokens[which] = json.loads(child.stdout.readline())
+                    if not (line := child.stdout.readline()):
+                        raise UserError(f"{child.args[3]} failed: its message is above")
+                    seconds, tokens[which] = json.loads(line)
                     if k:
                         taken[which].append(seconds)
             before, now = map(median, taken)
@@ -98,4 +101,10 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--serve"]:  # a child, which sees the checkout's own modules only
+        serve(*sys.argv[2:])
+    else:
+        sys.path.insert(0, str(HERE))
+        from envs.arguments import run_tool
+
+        run_tool(main)

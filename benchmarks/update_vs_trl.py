@@ -361,6 +361,11 @@ def main():
         raise UserError(
             "TRL is not installed: run `pip install trl`, or leave it out with --skip trl"
         )
+    heads = max(2, args.hidden // (32 if args.hidden < 512 else 128))
+    if args.hidden % (2 * heads) or heads % 2:
+        fix = "expected a multiple of 64, from 512 on of 256"
+        raise UserError(f"--hidden {args.hidden}: {fix}")
+    cli.device_of(args.device)
     torch.set_num_threads(args.threads)
     if args.child:
         result = {"ours": ours, "trl": trl, "rollout": rollouts, "vllm": vllm_rollout}[
@@ -381,7 +386,6 @@ def main():
             num_hidden_layers=args.layers,
             vocab_size=args.vocab,
         )
-        heads = max(2, args.hidden // (32 if args.hidden < 512 else 128))
         texts = measure.chat_prompts(100, env=AlfWorld(houses=True))
         measure.make_model(
             folder,

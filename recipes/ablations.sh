@@ -17,10 +17,34 @@ refuse() {
   echo "error: $1" >&2
   exit 2
 }
-[[ $seeds =~ ^[0-9]+(\ +[0-9]+)*$ ]] || refuse "SEEDS: expected such as '0 1 2', found '$seeds'"
+one='(0|[1-9][0-9]*)'
+[[ $seeds =~ ^$one(\ +$one)*$ ]] || refuse "SEEDS: expected such as '0 1 2', found '$seeds'"
 [[ $iterations =~ ^[1-9][0-9]{0,8}$ ]] || refuse "ITERATIONS: a number, found '$iterations'"
 [[ $source =~ ^[A-Za-z0-9._-]+$ ]] || refuse "SOURCE: a run's name, found '$source'"
 [[ $at_once =~ ^[1-9][0-9]?$ ]] || refuse "JOBS: expected a number, found '$at_once'"
+in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
+in_distill="$in_distill separate-statistics wrong-type muon only-new"
+in_mine="no-validation lower-bound type-held-out"
+known="siri $in_distill oracle useless other-seed lambda-0 lambda-1 lambda-20 $in_mine gigpo"
+known="$known gigpo-twice gigpo-muon self-imitation"
+for arm in ${ONLY:-}; do
+  [[ " $known " == *" $arm "* ]] || refuse "ONLY: expected some of $known, found '$arm'"
+done
+for seed in $seeds; do
+  for needed in warmup/policy mine/skills.jsonl mine/metrics.jsonl; do
+    [ -e "runs/$source-$seed/$needed" ] ||
+      refuse "runs/$source-$seed/$needed is not there: run recipes/compare.sh first"
+  done
+done
+play() { # how, temperature, arms
+  # shellcheck disable=SC2086  # several words or none
+  python $1 recipes/compare.py --final --arms $3 --seeds $seeds --temperature "$2" \
+    --run "$source-${seeds%% *}" --out "results/ablations-t$2" ${EVALUATE:-}
+}
+# every command line is read before the first of them runs
+check="recipes/check.py"
+for phase in warmup mine distill; do python $check $phase.py --run abl-check "${more[@]}"; done
+for temperature in ${TEMPERATURES:-0.4 1.0}; do play "$check" "$temperature" abl-siri; done
 copies=$(mktemp -d)
 # a job in the background is a process group of its own, which ends with this script however that
 # ends
@@ -55,9 +79,6 @@ distil() { # name, code, source run, its arguments
   beside train "$2" distill "abl-$1-$seed" --from "runs/$3-$seed/mine" --seed "$seed" \
     --iterations "$iterations" --lr-end 1 "${@:4}"
 }
-in_distill="without-gate without-weight all-tokens gate-by-utility leave-one-out"
-in_distill="$in_distill separate-statistics wrong-type muon only-new"
-in_mine="no-validation lower-bound type-held-out"
 for patch in $in_distill $in_mine self-imitation; do patched "$patch"; done
 for seed in $seeds; do # patches of mine.py mine anew
   for patch in $in_mine; do
@@ -97,8 +118,4 @@ for seed in $seeds; do # it needs what SIRI has taught
 done
 join
 arms=$(printf '%s\n' $arms | awk '!seen[$0]++') # each once, SIRI first
-for temperature in ${TEMPERATURES:-0.4 1.0}; do
-  # shellcheck disable=SC2086
-  python recipes/compare.py --final --arms $arms --seeds $seeds --temperature $temperature \
-    --out "results/ablations-t$temperature" ${EVALUATE:-}
-done
+for temperature in ${TEMPERATURES:-0.4 1.0}; do play "" "$temperature" "$arms"; done

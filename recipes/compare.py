@@ -426,7 +426,10 @@ def show_recorded(args):
         arm for arm in dict.fromkeys(p["arm"] for p in points) if not arm.endswith("+skills")
     ]
     args.seeds = args.seeds or sorted({p["seed"] for p in points})
-    splits = args.split or list(dict.fromkeys(p["split"] for p in points))
+    known = list(dict.fromkeys(p["split"] for p in points))
+    splits = args.split or known
+    if unknown := [split for split in splits if split not in known]:
+        raise UserError(f"--split {unknown[0]}: {path} has {', '.join(known)}")
     runs = [(arm, seed) for arm in args.arms for seed in args.seeds]
     absent = [run for run in runs if not any((p["arm"], p["seed"]) == run for p in points)]
     if absent:
@@ -442,7 +445,8 @@ def show_recorded(args):
     draw_curves(points, args, splits, path.with_name("curves.png"))
 
 
-def main():
+def arguments():
+    """The command line."""
     parser = base_parser(__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument(
@@ -485,9 +489,17 @@ def main():
     parser.add_argument("--out", type=text, default="results/compare", help="output folder")
     parser.set_defaults(repetitions=1, show=3)  # of evaluate.play_panel
     args = parse_args(parser)
+    if not args.recorded:
+        args.arms, args.seeds = args.arms or ["gigpo", "siri"], args.seeds or [0, 1, 2]
+        for split in args.split or []:
+            split_tasks(make_env(args.env, args.simulator), split)  # UserError: no such split
+    return args
+
+
+def main():
+    args = arguments()
     if args.recorded:
         return show_recorded(args)
-    args.arms, args.seeds = args.arms or ["gigpo", "siri"], args.seeds or [0, 1, 2]
     env = make_env(args.env, args.simulator, args.max_steps)
     splits = args.split or ["held_out"][args.final :] + list(env.split_names[1:])
     out = Path(args.out)

@@ -21,14 +21,18 @@ shift $(($# < 2 ? $# : 2))
 launch=${LAUNCH:-accelerate launch --config_file recipes/fsdp.yaml --num_processes ${GPUS:-8}}
 model=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
-for phase in warmup mine distill; do
-  case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
-  # shellcheck disable=SC2086 (words of $launch and $more are meant to be split)
-  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" \
-    --model "$model" --engine vllm --dtype bfloat16 --gradient-checkpointing \
-    --mini-batch-rows "$rows" "$@" $more
+how="--device cuda --engine vllm --dtype bfloat16"
+# first every command line is read, in one process; then they run
+for run_by in check "$launch"; do
+  python=${PYTHON:-python}
+  [ "$run_by" != check ] || python="$python recipes/check.py" run_by=$python
+  for phase in warmup mine distill; do
+    case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
+    # shellcheck disable=SC2086 # words of $run_by, $how and $more are meant to be split
+    [ -f "runs/$run/$phase/done" ] || $run_by $phase.py --preset paper --run "$run" --env "$env" \
+      --model "$model" $how --gradient-checkpointing --mini-batch-rows "$rows" "$@" $more
+  done
+  # the plain prompt, every validation task three times, temperature 0.4; one process
+  # shellcheck disable=SC2086
+  $python evaluate.py --run "$run" --env "$env" $how --repetitions 3 ${EVALUATE:-}
 done
-# the plain prompt, every validation task three times, temperature 0.4; one process
-# shellcheck disable=SC2086
-${PYTHON:-python} evaluate.py --run "$run" --env "$env" --engine vllm --dtype bfloat16 \
-  --repetitions 3 ${EVALUATE:-}

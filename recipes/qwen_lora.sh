@@ -35,15 +35,20 @@ rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 engine=vllm
 # 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own
 if [ "$memory" -lt 48 ] && [ "$size" = 7B ]; then engine=transformers; fi
-sampling="--engine $engine --rollout-batch $([ $engine = vllm ] && echo 128 || echo 16)"
-for phase in warmup mine distill; do
-  case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
-  # shellcheck disable=SC2086 (words of $launch, $sampling and $more are meant to be split)
-  [ -f "runs/$run/$phase/done" ] || $launch $phase.py --preset paper --run "$run" --env "$env" \
-    --model "$model" $sampling --lora-rank 64 --lr 3e-6 --dtype bfloat16 \
-    --gradient-checkpointing --mini-batch-rows "$rows" "$@" $more
+how="--device cuda --engine $engine --rollout-batch $([ $engine = vllm ] && echo 128 || echo 16)"
+how+=" --dtype bfloat16"
+# first every command line is read, then they run
+for run_by in check "$launch"; do
+  python=${PYTHON:-python}
+  [ "$run_by" != check ] || python="$python recipes/check.py" run_by=$python
+  for phase in warmup mine distill; do
+    case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
+    # shellcheck disable=SC2086 # words of $run_by, $how and $more are meant to be split
+    [ -f "runs/$run/$phase/done" ] || $run_by $phase.py --preset paper --run "$run" --env "$env" \
+      --model "$model" $how --lora-rank 64 --lr 3e-6 --gradient-checkpointing \
+      --mini-batch-rows "$rows" "$@" $more
+  done
+  # the plain prompt, every validation task three times, temperature 0.4
+  # shellcheck disable=SC2086
+  $python evaluate.py --run "$run" --env "$env" $how --repetitions 3 ${EVALUATE:-}
 done
-# the plain prompt, every validation task three times, temperature 0.4
-# shellcheck disable=SC2086
-${PYTHON:-python} evaluate.py --run "$run" --env "$env" $sampling --dtype bfloat16 \
-  --repetitions 3 ${EVALUATE:-}

@@ -323,7 +323,7 @@ def check(args, begun, typed, first):
     options = {word for word in typed if word.startswith("--")} - {"--report", "--run"}
     if getattr(args, "report", False) and options:
         raise UserError(f"--report only reads what is in runs/NAME: leave {min(options)} out")
-    for option in ("policy", "split", "arms"):
+    for option in ("policy", "split", "arms", "seeds"):
         values = getattr(args, option, None) or []
         if twice := [value for value in values if values.count(value) > 1]:
             raise UserError(f"--{option}: {twice[0]} is named twice; name it once")

