@@ -15,6 +15,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pieces=${1:-} out=${2:-runs/gpu-vllm}
+if [ -n "$pieces" ] && [ ! -f "$pieces/unpack_vllm.sh" ]; then
+  echo "error: PIECES: expected a folder with unpack_vllm.sh (docs/smollm2.md), found '$pieces'" >&2
+  exit 2
+fi
 mkdir -p "$out"
 if [ -n "$pieces" ]; then
   exports=$(bash "$pieces/unpack_vllm.sh" "$pieces" "$out/site")

@@ -19,7 +19,17 @@ cd "$(dirname "$0")/.."
 env=${1:-alfworld} run=${2:-qwen7b-${1:-alfworld}}
 shift $(($# < 2 ? $# : 2))
 launch=${LAUNCH:-accelerate launch --config_file recipes/fsdp.yaml --num_processes ${GPUS:-8}}
+if [[ ! ${GPUS:-8} =~ ^[1-9][0-9]*$ ]]; then
+  echo "error: GPUS: expected a number, found '$GPUS'" >&2
+  exit 2
+fi
 model=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
+for name in "$env" "$run"; do
+  if [[ ! $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.:-]*$ ]]; then
+    echo "error: expected the world and the run's name first, found '$name'" >&2
+    exit 2
+  fi
+done
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 how="--device cuda --engine vllm --dtype bfloat16"
 # first every command line is read, in one process; then they run

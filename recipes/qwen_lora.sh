@@ -31,6 +31,12 @@ if [[ ! $size =~ ^(1\.5B|7B)$ ]]; then
   echo "error: the size: expected 1.5B or 7B, found '$size' (other models: MODEL=...)" >&2
   exit 2
 fi
+for name in "$env" "$run"; do
+  if [[ ! $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.:-]*$ ]]; then
+    echo "error: expected the world and the run's name first, found '$name'" >&2
+    exit 2
+  fi
+done
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 engine=vllm
 # 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own

@@ -113,8 +113,7 @@ def context_of(config):
     """Tokens of prompt and response that a model reads.
 
     Where positions are encoded otherwise beyond a length (longrope), cached keys would be of the
-    one
-    kind and new ones of the other: such a model reads no more than that length."""
+    one kind and new ones of the other: such a model reads no more than that length."""
     rope = getattr(config, "rope_parameters", None) or {}
     original = getattr(config, "original_max_position_embeddings", None)
     original = rope.get("original_max_position_embeddings") or original
@@ -165,8 +164,7 @@ def template_lacks(tokenizer):
 
 def opened_by(tokenizer):
     """What a template writes of the answer itself: "<think>..." where it opens that block (models
-    that
-    always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before
+    that always think: Qwen3-Thinking, DeepSeek-R1), else "".  `Policy.decode` puts it before
     responses."""
     if not tokenizer.chat_template:
         return ""
