@@ -85,11 +85,22 @@ def draw_listed(logits, uniform, temperature, listed):
 # ---- keys and values -----------------------------------------------------------------------------
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, **how):
+def attention(module, query, key, value, attention_mask, scaling=None, packed=None, **how):
     """transformers' "sdpa", without repeating keys and values where every row has one new token:
     the query heads that share a key head lie side by side there, as if they were positions of it.
 
-    query: (n, heads, 1, d).  key, value: (n, key heads, T, d).  attention_mask: (n, 1, 1, T)."""
+    query: (n, heads, 1, d).  key, value: (n, key heads, T, d).  attention_mask: (n, 1, 1, T).
+    packed: queries (1, heads, N, d) and mask (1, 1, N, T) hold one row's tokens after the other's:
+    per row (its keys', how many tokens, how many keys they see at most)."""
+    if packed:
+        counts = [count for _, count, _ in packed]
+        parts = zip(packed, query.split(counts, 2), attention_mask.split(counts, 2))
+        grouped = dict(enable_gqa=query.shape[1] > key.shape[1], scale=scaling)
+        out = []
+        for (i, _, end), part, mask in parts:
+            own = key[i : i + 1, :, :end], value[i : i + 1, :, :end], mask[..., :end]
+            out.append(F.scaled_dot_product_attention(part, *own, **grouped))
+        return torch.cat(out, 2).transpose(1, 2), None
     n, heads, width, d = query.shape
     shared = heads // key.shape[1]
     special = how.get("softcap") is not None or how.get("position_bias") is not None
@@ -117,18 +128,19 @@ class RowCache(DynamicCache):
         self.kv = []  # per layer: keys and values, each (rows, room, heads, head_dim)
         self.room = 0
 
-    def at(self, rows, positions, length, all_rows):
-        """The next pass brings tokens at positions (n, w) of rows (n,), all below `length`."""
+    def at(self, rows, positions, length, all_rows, seen):
+        """The next pass brings tokens at positions (n, w) of rows (n, 1) or, packed, (1, w), all
+        below `length`.  seen: the rows, (n,), whose keys and values are wanted; None: all."""
         if length > self.room:
             more = max(64, 2 * length) - self.room  # not at every token
             for layer in self.kv:
                 layer[:] = [F.pad(part, (0, 0, 0, 0, 0, more)) for part in layer]
             self.room += more
-        self.length, self.rows, self.all_rows = length, rows, all_rows
-        self.slots = (rows[:, None] * self.room + positions).flatten()  # (n w,) in rows end to end
+        self.length, self.seen, self.all_rows = length, seen, all_rows
+        self.slots = (rows * self.room + positions).flatten()  # (n w,) in rows end to end
 
     def update(self, keys, values, layer_idx, *args, **kwargs):
-        """Writes keys and values (n, heads, w, d); returns all of these rows, (n, heads, T, d)."""
+        """Writes keys and values (n, heads, w, d); returns all of `seen`, (n, heads, T, d)."""
         if layer_idx == len(self.kv):
             # both in the dtype of values: in mixed precision rotation leaves keys in float32, and
             # attention would cast all of them at every token
@@ -139,8 +151,8 @@ class RowCache(DynamicCache):
         for kept, new in zip(self.kv[layer_idx], (keys, values)):
             new = new.transpose(1, 2).flatten(0, 1).flatten(1)  # (n w, heads d)
             kept.view(-1, new.shape[1]).index_copy_(0, self.slots, new.to(kept.dtype))
-            everyone = len(self.rows) == self.all_rows  # then nothing needs to be copied out
-            own = kept[:, : self.length] if everyone else kept[self.rows, : self.length]
+            # of all rows nothing needs to be copied out
+            own = kept[:, : self.length] if self.seen is None else kept[self.seen, : self.length]
             seen.append(own.transpose(1, 2))
         return seen
 
@@ -170,6 +182,9 @@ class Sampler:
         # Tokens fed per row and pass, unless all rows have more.  What is left of longer rows
         # follows by itself, so little is padded; on a GPU another pass costs more than padding.
         self.width = 12 if policy.device == "cpu" else 128
+        # On a CPU longer ones are packed: no padding and no further pass; attention is row by row
+        implementation = policy.sampling.config._attn_implementation
+        self.packs = policy.device == "cpu" and implementation == "sdpa"
         self.windowed = bool(getattr(policy.sampling.config, "sliding_window", None))
         known = inspect.signature(policy.sampling.base_model.forward).parameters
         self.cache_name = "cache" if "cache" in known else "past_key_values"  # before 5.24
@@ -188,8 +203,8 @@ class Sampler:
     def forward(self, sequences, wanted):
         """(wanted, V) logits after the last token of these sequences; feeds what the cache lacks.
 
-        All rows are fed something, since a part of them would have to be copied out of the cache,
-        but the others no more than fits beside the wanted ones."""
+        All rows are fed something, since a part of them would have to be copied out of the cache
+        (not where they are packed), but the others no more than fits beside the wanted ones."""
         new = []
         for i, ids in enumerate(sequences):
             known = self.cached[i]
@@ -206,7 +221,8 @@ class Sampler:
         hidden = None  # (rows, d): of every row's last token so far
         while any(new):
             left = [i for i, ids in enumerate(new) if ids]
-            width = max(self.width, min(256, *(len(new[i]) for i in left)))
+            shortest = 256 if self.packs else min(256, *(len(new[i]) for i in left))
+            width = max(self.width, shortest)
             last = self.feed(left, [new[i][:width] for i in left])
             if hidden is None:
                 hidden = last.new_zeros(len(new), last.shape[1])
@@ -218,22 +234,35 @@ class Sampler:
     def feed(self, rows, tokens):
         """Runs tokens (a list per row) through the model; returns the hidden state of each row's
         last one, (len(rows), d)."""
-        starts, width = [len(self.cached[i]) for i in rows], max(map(len, tokens))
-        # (n, 3 + w), built and moved at once: row, where it goes on, how many, tokens, padding
-        table = [
-            [i, start, len(ids), *ids, *[0] * (width - len(ids))]
-            for i, start, ids in zip(rows, starts, tokens)
-        ]
-        table = torch.tensor(table).to(self.policy.device)
-        row, start, count, ids = table[:, 0], table[:, 1:2], table[:, 2], table[:, 3:]
-        positions = start + torch.arange(width, device=ids.device)  # (n, w)
-        past = any(starts)
-        # a multiple of 16, for attention kernels that would pad the mask again in every layer
-        length = -(-(max(starts) + width) // 16) * 16 if past else width
-        self.cache.at(row, positions, length, len(self.cached))
+        starts, counts = [len(self.cached[i]) for i in rows], [len(t) for t in tokens]
+        width, past, packed = max(counts), any(starts), None
+        if self.packs and width > self.width:
+            packed = [(i, n, start + n) for i, n, start in zip(rows, counts, starts)]
+            table = [
+                [i, position, token]
+                for i, start, ids in zip(rows, starts, tokens)
+                for position, token in enumerate(ids, start)
+            ]
+            row, positions, ids = torch.tensor(table).T[:, None]  # (1, N) each
+            last = torch.tensor(counts).cumsum(0) - 1  # of every row, among all tokens
+            length, seen = max(end for _, _, end in packed), None
+        else:
+            # (n, 3 + w), built and moved at once: row, where it goes on, how many, tokens, padding
+            table = [
+                [i, start, len(ids), *ids, *[0] * (width - len(ids))]
+                for i, start, ids in zip(rows, starts, tokens)
+            ]
+            table = torch.tensor(table).to(self.policy.device)
+            row, start, count, ids = table[:, :1], table[:, 1:2], table[:, 2], table[:, 3:]
+            positions = start + torch.arange(width, device=ids.device)  # (n, w)
+            last = torch.arange(len(rows), device=ids.device) * width + count - 1
+            length, seen = max(starts) + width, None if len(rows) == len(self.cached) else row[:, 0]
+        if past:  # a multiple of 16, for attention kernels that would pad the mask in every layer
+            length = -(-length // 16) * 16
+        self.cache.at(row, positions, length, len(self.cached), seen)
         mask = None  # without a past: causal, as models are without a mask
         model = self.policy.sampling
-        if past or self.windowed:
+        if past or self.windowed or packed:
             # the mask is added to scores, which are in the dtype of computing
             kind = ids.device.type
             mixed = torch.is_autocast_enabled(kind)
@@ -244,11 +273,12 @@ class Sampler:
             position_ids=positions,
             attention_mask=mask,
             use_cache=True,
+            **({"packed": packed} if packed else {}),  # to `attention`
             **{self.cache_name: self.cache},
         ).last_hidden_state  # (n, w, d)
         for i, t in zip(rows, tokens):
             self.cached[i] = self.cached[i] + t
-        return hidden[torch.arange(len(rows), device=ids.device), count - 1]
+        return hidden.flatten(0, 1)[last]
 
     @torch.inference_mode()
     def sample(self, prompts, candidates, streams, max_new):

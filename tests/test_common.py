@@ -327,8 +327,11 @@ def test_rows_go_on_with_their_own_cache_when_others_end(policy):
         )
 
 
+@pytest.mark.parametrize("packs", [True, False])
 @torch.inference_mode()
-def test_rows_that_wait_are_fed_later_and_long_rows_by_themselves(policy, monkeypatch):
+def test_rows_that_wait_are_fed_later_and_long_rows_packed_or_by_themselves(
+    policy, monkeypatch, packs
+):
     fed, feed = [], Sampler.feed
     monkeypatch.setattr(
         Sampler,
@@ -337,15 +340,16 @@ def test_rows_that_wait_are_fed_later_and_long_rows_by_themselves(policy, monkey
     )
     rows = sequences(20, 20, 20)
     sampler = Sampler(policy, 3)
+    assert sampler.packs  # on a CPU
+    sampler.packs = packs
     sampler.forward(rows, [0, 1, 2])
     rows = [ids + list(range(5, 5 + n)) for ids, n in zip(rows, (2, 30, 15))]
     # only the first row's logits are wanted: nobody is padded beyond its two tokens
     sampler.forward(rows, [0])
     assert fed == [[20, 20, 20], [2, 2, 2]]
-    logits = sampler.forward(rows, [1, 2])
-    # WIDTH for all, then what is left of the long ones
-    assert fed[2:] == [[1, 12, 12], [12, 1], [4]]
     alone = [Sampler(policy, 1).forward([ids], [0])[0] for ids in rows[1:]]
+    logits = sampler.forward(rows, [1, 2])
+    assert fed[4:] == ([[1, 28, 13]] if packs else [[1, 12, 12], [12, 1], [4]])
     assert torch.allclose(logits, torch.stack(alone), atol=1e-5)
 
 
