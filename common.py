@@ -99,6 +99,7 @@ class Policy:
         models.check_model(name)
         self.name, self.device = str(name), device
         self.tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        self.encode = models.encoder(self.tokenizer)  # text -> token ids
         # no dropout, in updates neither: ratios start at 1
         self.model = models.load_model(name, dtype, device)
         compact = "compact+note" if note else "compact"
@@ -125,9 +126,6 @@ class Policy:
         self.chunk = max(1, 2**29 // self.model.config.vocab_size)
         self.room, self.room_limit = None, math.inf  # padded tokens of a micro-batch, and at most
         self.version, self.synced = 0, None  # optimizer steps, and the last one the sampler saw
-
-    def encode(self, text):
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def encode_prompt(self, text):
         """Token ids of a whole prompt; chat models get it as one user turn in their template."""

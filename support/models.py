@@ -8,7 +8,7 @@ they are loaded.
     check_saved       a folder whose weights were merged or cast gives the policy's log-probs
 
 and what the sampler and the policy have to know of a model besides its layers: `attention_masks`,
-`logits_of`, `context_of`, `render`, `opened_by`, `dropped_ids` and `without_control`.
+`logits_of`, `context_of`, `render`, `encoder`, `opened_by`, `dropped_ids` and `without_control`.
 docs/models.md has the list of models, each of which tests/test_models.py plays.
 """
 
@@ -160,6 +160,17 @@ def template_lacks(tokenizer):
     except Exception as error:  # whatever a template raises
         return f"its chat template fails on a single user turn ({reason_of(error)})"
     return None if shown else "its chat template does not show the user's turn"
+
+
+def encoder(tokenizer):
+    """A function from text to token ids, by the tokenizer's core where it has one: with short texts
+    most of the time goes into what is wrapped around that."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is None:
+        return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+    core.no_truncation()  # as the wrapper does
+    core.no_padding()
+    return lambda text: core.encode(text, add_special_tokens=False).ids
 
 
 def opened_by(tokenizer):
