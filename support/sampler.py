@@ -237,6 +237,7 @@ class Sampler:
         starts, counts = [len(self.cached[i]) for i in rows], [len(t) for t in tokens]
         width, past, packed = max(counts), any(starts), None
         if self.packs and width > self.width:
+            # one row after the other, as a single row; masks and `attention` keep them apart
             packed = [(i, n, start + n) for i, n, start in zip(rows, counts, starts)]
             table = [
                 [i, position, token]
