@@ -205,15 +205,19 @@ class Sampler:
 
         All rows are fed something, since a part of them would have to be copied out of the cache
         (not where they are packed), but the others no more than fits beside the wanted ones."""
-        new = []
-        for i, ids in enumerate(sequences):
-            known = self.cached[i]
+        for known, ids in zip(self.cached, sequences):
             if ids[: len(known)] != known:  # a rewritten prompt: go back to the common part
                 pairs = enumerate(zip(known, ids))
                 common = next((k for k, (a, b) in pairs if a != b), min(len(known), len(ids)))
-                known = self.cached[i] = known[:common]
+                del known[common:]
+        return self.go_on(sequences, wanted)
+
+    def go_on(self, sequences, wanted):
+        """`forward` where all sequences begin with what the cache holds, which is not compared."""
+        new = []
+        for known, ids in zip(self.cached, sequences):
             if len(known) == len(ids):  # logits are wanted once more: feed the last token again
-                known = self.cached[i] = known[:-1]
+                known.pop()
             new.append(ids[len(known) :])
         longest = max(len(new[i]) for i in wanted)
         among = set(wanted)
@@ -278,7 +282,7 @@ class Sampler:
             **{self.cache_name: self.cache},
         ).last_hidden_state  # (n, w, d)
         for i, t in zip(rows, tokens):
-            self.cached[i] = self.cached[i] + t
+            self.cached[i] += t
         return hidden.flatten(0, 1)[last]
 
     @torch.inference_mode()
@@ -298,10 +302,12 @@ class Sampler:
     def respond(self, prompts, candidates, streams, max_new):
         n = len(prompts)
         response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
-        running = set(range(n))
+        running, sequences = set(range(n)), [list(ids) for ids in prompts]  # they grow, in place
+        look_up = self.forward  # then self.go_on: a response only goes on
 
         def add(i, token, logprob, options):
             response[i].append(token)
+            sequences[i].append(token)
             logprobs[i].append(logprob)
             allowed[i].append(options)
             longest = min(max_new, self.policy.context - len(prompts[i]))
@@ -325,7 +331,7 @@ class Sampler:
             if not options:
                 break
             rows = list(options)
-            logits = self.forward([p + r for p, r in zip(prompts, response)], rows)  # (rows, V)
+            logits, look_up = look_up(sequences, rows), self.go_on  # (rows, V)
             uniform = [streams[i].random() for i in rows]
             for i, token, logprob in zip(rows, *self.tokens(logits, uniform, [*options.values()])):
                 add(i, token, logprob, options[i])
