@@ -7,10 +7,11 @@ from functools import wraps
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.integrations import sdpa_attention
 
 import common
-from support import sampler
+from support import models, sampler
 from support.sampler import Sampler, draw, draw_listed, pick
 from support.softmax import masked
 from tests.conftest import make_chat_model
@@ -166,3 +167,33 @@ def test_weights_are_cast_once_a_response_and_not_at_every_token(policy):
     streams = [np.random.default_rng(0)]
     Sampler(policy, 1).sample([[3]], [None], streams, 5)
     assert len(entered) == 1
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what a GPU would launch: operations that write, and no views of their input."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            tensors = [one for one in args if isinstance(one, torch.Tensor)]
+            places = [one.untyped_storage().data_ptr() for one in tensors]
+            new = out.untyped_storage().data_ptr() not in places
+            self.n += new or func._schema.is_mutable
+        return out
+
+
+def test_a_token_position_launches_26_kernels_a_layer_where_norms_are_one(tmp_path):
+    """With 128 rows a position waits for launches (docs/gpus.md).  Norms left alone: 40."""
+    counts = []
+    for layers in (2, 3):
+        folder = make_chat_model(tmp_path / str(layers), num_hidden_layers=layers)
+        policy = common.Policy(folder, dtype="bfloat16")
+        models.fuse_norms(policy.model)  # as is done on a GPU
+        one, rows = Sampler(policy, 4), [list(range(20)) for _ in range(4)]
+        one.forward(rows, range(4))
+        with torch.inference_mode(), Kernels() as kernels:
+            one.go_on([ids + [5] for ids in rows], range(4))
+        counts.append(kernels.n)
+    assert counts[1] - counts[0] <= 26
