@@ -36,15 +36,17 @@ for seed in $seeds; do
       refuse "runs/$source-$seed/$needed is not there: run recipes/compare.sh first"
   done
 done
-play() { # how, temperature, arms
+play() { # what runs it, temperature, arms
   # shellcheck disable=SC2086  # several words or none
-  python $1 recipes/compare.py --final --arms $3 --seeds $seeds --temperature "$2" \
+  $1 recipes/compare.py --final --arms $3 --seeds $seeds --temperature "$2" \
     --run "$source-${seeds%% *}" --out "results/ablations-t$2" ${EVALUATE:-}
 }
 # every command line is read before the first of them runs
-check="recipes/check.py"
-for phase in warmup mine distill; do python $check $phase.py --run abl-check "${more[@]}"; done
-for temperature in ${TEMPERATURES:-0.4 1.0}; do play "$check" "$temperature" abl-siri; done
+lines=()
+collect() { lines+=("$@" ---); }
+for phase in warmup mine distill; do collect $phase.py --run abl-check "${more[@]}"; done
+for temperature in ${TEMPERATURES:-0.4 1.0}; do play collect "$temperature" abl-siri; done
+python recipes/check.py "${lines[@]}"
 copies=$(mktemp -d)
 # a job in the background is a process group of its own, which ends with this script however that
 # ends
@@ -118,4 +120,4 @@ for seed in $seeds; do # it needs what SIRI has taught
 done
 join
 arms=$(printf '%s\n' $arms | awk '!seen[$0]++') # each once, SIRI first
-for temperature in ${TEMPERATURES:-0.4 1.0}; do play "" "$temperature" "$arms"; done
+for temperature in ${TEMPERATURES:-0.4 1.0}; do play python "$temperature" "$arms"; done

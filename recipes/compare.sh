@@ -34,24 +34,26 @@ set -m
 trap 'for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done' EXIT
 trap 'exit 130' INT TERM HUP
 train() { # phase, run, its own arguments
-  [ -f "runs/$2/$1/done" ] || python $check "$1.py" --run "$2" --seed "$seed" --threads 1 \
+  [ -f "runs/$2/$1/done" ] || $by "$1.py" --run "$2" --seed "$seed" --threads 1 \
     --snapshots 0.2 "${more[@]}" "${@:3}"
 }
 draw() { # shellcheck disable=SC2086  # several words or none
-  python $check recipes/compare.py --run "siri$name-$seed" ${world:+--env "$world"} \
+  $by recipes/compare.py --run "siri$name-$seed" ${world:+--env "$world"} \
     --arms "gigpo$name" "siri$name" "siri$name+skills" --seeds $seeds ${SPLIT:+--split $SPLIT} \
     --out "results/compare$name" --at ${AT:-0.2 0.4 0.6 0.8 1 1.4 1.8 2.2 2.6 3 4 6 8}
 }
 # the world that is typed, for the command that reads no run
 [[ " ${more[*]} ${WARMUP:-} " =~ \ --env[\ =]([^\ ]+)\  ]] && world=${BASH_REMATCH[1]} || world=
 # every command line is read before the first of them runs
-check=recipes/check.py seed=${seeds%% *}
+lines=() by=collect seed=${seeds%% *}
+collect() { lines+=("$@" ---); }
 # shellcheck disable=SC2086
 train warmup "siri$name-$seed" ${WARMUP:-}
 train mine "siri$name-$seed"
 train distill "siri$name-$seed" --minutes "$minutes"
 draw
-check=
+python recipes/check.py "${lines[@]}"
+by=python
 # the minutes of distillation and those that the phase whose `done` is named took
 together='import json, sys; spent = json.load(open(sys.argv[2]))["seconds"] / 60
 print(round(float(sys.argv[1]) + spent, 2))'

@@ -32,10 +32,12 @@ for name in "$env" "$run"; do
 done
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 how="--device cuda --engine vllm --dtype bfloat16"
+lines=()
+collect() { lines+=("$@" ---); }
 # first every command line is read, in one process; then they run
-for run_by in check "$launch"; do
+for run_by in collect "$launch"; do
   python=${PYTHON:-python}
-  [ "$run_by" != check ] || python="$python recipes/check.py" run_by=$python
+  [ "$run_by" != collect ] || python=collect
   for phase in warmup mine distill; do
     case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
     # shellcheck disable=SC2086 # words of $run_by, $how and $more are meant to be split
@@ -45,4 +47,5 @@ for run_by in check "$launch"; do
   # the plain prompt, every validation task three times, temperature 0.4; one process
   # shellcheck disable=SC2086
   $python evaluate.py --run "$run" --env "$env" $how --repetitions 3 ${EVALUATE:-}
+  [ "$run_by" != collect ] || ${PYTHON:-python} recipes/check.py "${lines[@]}"
 done

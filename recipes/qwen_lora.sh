@@ -43,10 +43,12 @@ engine=vllm
 if [ "$memory" -lt 48 ] && [ "$size" = 7B ]; then engine=transformers; fi
 how="--device cuda --engine $engine --rollout-batch $([ $engine = vllm ] && echo 128 || echo 16)"
 how+=" --dtype bfloat16"
-# first every command line is read, then they run
-for run_by in check "$launch"; do
+lines=()
+collect() { lines+=("$@" ---); }
+# first every command line is read, in one process; then they run
+for run_by in collect "$launch"; do
   python=${PYTHON:-python}
-  [ "$run_by" != check ] || python="$python recipes/check.py" run_by=$python
+  [ "$run_by" != collect ] || python=collect
   for phase in warmup mine distill; do
     case $phase in mine) more=${MINE:-} ;; distill) more=${DISTILL:-} ;; *) more= ;; esac
     # shellcheck disable=SC2086 # words of $run_by, $how and $more are meant to be split
@@ -57,4 +59,5 @@ for run_by in check "$launch"; do
   # the plain prompt, every validation task three times, temperature 0.4
   # shellcheck disable=SC2086
   $python evaluate.py --run "$run" --env "$env" $how --repetitions 3 ${EVALUATE:-}
+  [ "$run_by" != collect ] || ${PYTHON:-python} recipes/check.py "${lines[@]}"
 done

@@ -48,11 +48,14 @@ phase() { # what runs it, phase, minutes, its own arguments
 play() { $1 evaluate.py --run "$run" --engine "${ENGINE:-transformers}" $evaluation; }
 
 # every command line is read before the first of them runs
-check="$python recipes/check.py"
-phase "$check" warmup "${minutes[0]}" --model "$trained"
-phase "$check" mine "${minutes[1]}"
-phase "$check" distill "${minutes[2]}"
-play "$check"
+lines=()
+collect() { lines+=("$@" ---); }
+phase collect warmup "${minutes[0]}" --model "$trained"
+phase collect mine "${minutes[1]}"
+phase collect distill "${minutes[2]}"
+play collect
+# shellcheck disable=SC2086
+$python recipes/check.py "${lines[@]}"
 
 how="$base $cold"
 [ ! -d "$trained" ] || [ "$(cat "$trained.txt")" = "$how" ] ||
