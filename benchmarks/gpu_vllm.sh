@@ -19,12 +19,17 @@ if [ -n "$pieces" ] && [ ! -f "$pieces/unpack_vllm.sh" ]; then
   echo "error: PIECES: expected a folder with unpack_vllm.sh (docs/smollm2.md), found '$pieces'" >&2
   exit 2
 fi
+python=${PYTHON:-python3} device=${DEVICE:-cuda} model=${MODEL:-$out/smollm2}
+if [ "$device" = cuda ] && ! $python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"
+then
+  echo "error: no CUDA device found; DEVICE=cpu tries the script out" >&2
+  exit 2
+fi
 mkdir -p "$out"
 if [ -n "$pieces" ]; then
   exports=$(bash "$pieces/unpack_vllm.sh" "$pieces" "$out/site")
   eval "$exports"
 fi
-python=${PYTHON:-python3} device=${DEVICE:-cuda} model=${MODEL:-$out/smollm2}
 [ -f "$model/config.json" ] || $python -m tiny.smollm2 "$model"
 status=0
 # one after the other, each within its time; what fails is told and the rest goes on

@@ -36,6 +36,9 @@ for seed in $seeds; do
       refuse "runs/$source-$seed/$needed is not there: run recipes/compare.sh first"
   done
 done
+# the patched arms are the last commit with one idea changed; the others are what lies here
+git diff --quiet HEAD -- '*.py' '*.sh' 2>/dev/null ||
+  refuse "expected a git checkout without changes that are not committed: commit them first"
 play() { # what runs it, temperature, arms
   # shellcheck disable=SC2086  # several words or none
   $1 recipes/compare.py --final --arms $3 --seeds $seeds --temperature "$2" \

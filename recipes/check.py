@@ -13,6 +13,25 @@ sys.path.insert(0, str(HERE))
 from envs import UserError  # noqa: E402
 from support.cli import run_script  # noqa: E402
 
+SCRIPTS = ["warmup", "mine", "distill", "evaluate", "recipes/compare", "tiny/smollm2"]
+OWN = ("--run", "--model", "--from", "--cold-start")  # what a recipe says itself
+
+
+def check(line):
+    """UserError where a script would refuse its line, or where a recipe's own words are said again:
+    argparse would take the last one."""
+    script, *words = line
+    if (name := script.removesuffix(".py")) not in SCRIPTS:
+        raise UserError(f"expected one of {', '.join(SCRIPTS)}, found {script}")
+    options = [word.split("=")[0] for word in words]
+    if {"-h", "--help"} & set(options):
+        raise UserError(f"--help: python {script} --help shows it")
+    for option in OWN:
+        if options.count(option) > 1:
+            raise UserError(f"{option} is said by the recipe: leave it out (its head says how)")
+    sys.argv = line
+    importlib.import_module(name.replace("/", ".")).arguments()
+
 
 def main():
     lines = [[]]
@@ -22,10 +41,8 @@ def main():
         else:
             lines[-1].append(word)
     for line in filter(None, lines):
-        script = Path(line[0]).resolve().relative_to(HERE).with_suffix("")  # recipes/compare
-        sys.argv = line
         try:
-            importlib.import_module(".".join(script.parts)).arguments()
+            check(line)
         except UserError as mistake:
             raise UserError(f"{line[0]}: {mistake}") from None
 

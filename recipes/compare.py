@@ -38,6 +38,7 @@ from support.cli import base_parser, number, parse_args, run_script, text, whole
 from support.figures import tick  # noqa: E402
 from support.files import fingerprint, read_jsonl, skills_file, write_jsonl  # noqa: E402
 from support.intervals import half_width  # noqa: E402
+from support.report import misfit  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -48,6 +49,7 @@ CLOCKS = {
     "env_steps": "environment steps",
     "episodes": "episodes",
 }
+POINT = {"arm": str, "seed": int, "policy": str, "split": str, "wins": str}
 LEVEL = 0.7  # of the control's success: mid-climb
 
 
@@ -422,6 +424,10 @@ def show_recorded(args):
             "(results/README.md lists those of the project)"
         )
     points = read_jsonl(path)
+    for n, point in enumerate(points, 1):
+        if lack := misfit(point, POINT):
+            fix = "put the file back, or delete that line"
+            raise UserError(f"{path}, point {n}: expected a point, found no {lack}; {fix}")
     args.arms = args.arms or [
         arm for arm in dict.fromkeys(p["arm"] for p in points) if not arm.endswith("+skills")
     ]

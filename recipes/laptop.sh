@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-default}
 shift || true
+[[ " $* " != *" --run"* ]] || { echo "error: --run: the first word names the run" >&2 && exit 2; }
 for phase in warmup mine distill; do
   [ -f "runs/$run/$phase/done" ] || python $phase.py --run "$run" "$@"
 done

@@ -6,6 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 run=${1:-hour}
 shift || true
+[[ " $* " != *" --run"* ]] || { echo "error: --run: the first word names the run" >&2 && exit 2; }
 [ -f "runs/$run/warmup/done" ] || python warmup.py --run "$run" "$@"
 [ -f "runs/$run/mine/done" ] || python mine.py --run "$run" "$@"
 [ -f "runs/$run/distill/done" ] || python distill.py --run "$run" --minutes 52 --snapshots 4 "$@"

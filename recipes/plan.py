@@ -382,9 +382,11 @@ def main():
     p = Parser(description=__doc__.split("\n\n")[0])
     about = f"folder, Hub name, or one of {', '.join(SHAPES)}"
     p.add_argument("--model", type=text, default="Qwen/Qwen2.5-7B-Instruct", help=about)
-    p.add_argument("--gpus", type=whole(1, 10_000), default=1, help="how many, for the memory")
+    p.add_argument("--gpus", type=whole(1, 1024), default=1, help="how many, for the memory")
     p.add_argument("--card", choices=sorted(CARDS), default="H100", help="whose memory and rates")
-    p.add_argument("--memory", type=number(above=0), help="of one, in GB (default: the card's)")
+    p.add_argument(
+        "--memory", type=number(above=0, most=10**5), help="of one, in GB (default: the card's)"
+    )
     about = "of computing; trained weights stay in float32"
     p.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16"], help=about)
     p.add_argument("--lora-rank", type=whole(0, 4096), default=0, help="0: all weights are trained")

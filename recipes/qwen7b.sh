@@ -15,6 +15,8 @@
 #                    tokens and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the
 #                    update reads 6.1 (2.4) million, 0.76 (0.29) per GPU
 set -euo pipefail
+# a model's folder is looked for where the recipe is called
+[ ! -d "${MODEL:-}" ] || MODEL=$(cd "$MODEL" && pwd)
 cd "$(dirname "$0")/.."
 env=${1:-alfworld} run=${2:-qwen7b-${1:-alfworld}}
 shift $(($# < 2 ? $# : 2))
@@ -30,6 +32,10 @@ for name in "$env" "$run"; do
     exit 2
   fi
 done
+if ! command -v ${launch%% *} >/dev/null; then
+  echo "error: no command '${launch%% *}' here: run pip install -e '.[gpu]', or say LAUNCH=..." >&2
+  exit 2
+fi
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 how="--device cuda --engine vllm --dtype bfloat16"
 lines=()

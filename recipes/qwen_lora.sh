@@ -18,12 +18,14 @@
 #                  and, at the limit of 512 a response, 3.3 (1.0) million sampled ones; the update
 #                  reads 6.1 (2.4) million
 set -euo pipefail
+# a model's folder is looked for where the recipe is called
+[ ! -d "${MODEL:-}" ] || MODEL=$(cd "$MODEL" && pwd)
 cd "$(dirname "$0")/.."
 env=${1:-alfworld} size=${2:-1.5B}
 run=${3:-qwen$size-lora-$env}
 shift $(($# < 3 ? $# : 3))
 launch=${LAUNCH:-python} model=${MODEL:-Qwen/Qwen2.5-$size-Instruct} memory=${MEMORY:-80}
-if [[ ! $memory =~ ^[0-9]+$ ]]; then
+if [[ ! $memory =~ ^[0-9]{1,6}$ ]]; then
   echo "error: MEMORY: expected gigabytes, a whole number, found '$memory'" >&2
   exit 2
 fi
@@ -37,6 +39,10 @@ for name in "$env" "$run"; do
     exit 2
   fi
 done
+if ! command -v ${launch%% *} >/dev/null; then
+  echo "error: no command '${launch%% *}' here: run pip install -e '.[gpu]', or say LAUNCH=..." >&2
+  exit 2
+fi
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 engine=vllm
 # 7B below 48 GB: after its 16 GB of weights there is no room for vLLM's own

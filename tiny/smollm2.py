@@ -86,7 +86,7 @@ def write_model(folder):
 def whole_folder(folder):
     """A place to write a folder's files, renamed when all are there: a folder that is there is
     complete.  What an interrupted try has left behind is deleted."""
-    part = Path(f"{folder}.part")
+    part = Path(f"{os.path.normpath(folder)}.part")  # FOLDER/ is FOLDER
     if part.is_dir():
         shutil.rmtree(part)
     part.mkdir(parents=True)
@@ -255,7 +255,8 @@ def cold_start(args):
         policy.save(part, torch.bfloat16)
 
 
-def main():
+def arguments():
+    """The command line.  UserError where the folders that it names cannot be read or written."""
     p = Parser(description=__doc__.split("\n\n")[0])
     p.add_argument(
         "folder", nargs="?", type=text, default=FOLDER, help="of SmolLM2; written where missing"
@@ -282,26 +283,34 @@ def main():
     p.add_argument("--seed", type=whole(0), default=0, help="of the examples")
     args = p.parse_args()
     args.device = device_of(args.device)
-    if args.cold_start:
-        out = args.cold_start = os.path.normpath(args.cold_start)  # OUT/ is OUT
-        if out == os.path.normpath(args.folder):
-            raise UserError(f"--cold-start {out}: it is the model's own folder; name another")
-        if Path(out).exists():
+    folder, out = Path(args.folder), args.cold_start and Path(args.cold_start)
+    args.written = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    if out:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--cold-start {out}: it is in the model's own folder; name another")
+        if out.exists() or Path(f"{out}.part").is_file():
             fix = "delete it or name another folder"
             raise UserError(f"--cold-start {out}: it is there already; {fix}")
-        # what cannot be written is told before the training
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        if not args.written and args.folder != FOLDER:  # a typing error is no order for a model
+            fix = f"python -m tiny.smollm2 writes {FOLDER}"
+            raise UserError(f"{args.folder}: no model there; {fix}")
+    return args
+
+
+def main():
+    args = arguments()
     if args.check:
         from tiny import build
 
         args.out, args.processes = args.check, 1
         sys.exit(0 if build.check(args, alfworld_lessons, args.device) else 1)
-    written = Path(args.folder, "config.json").is_file()
-    if not written and args.cold_start and args.folder != FOLDER:  # a typing error is no order
-        raise UserError(f"{args.folder}: no model there; python -m tiny.smollm2 writes {FOLDER}")
+    if args.cold_start:  # what cannot be written is told before the training
+        Path(args.cold_start).parent.mkdir(parents=True, exist_ok=True)
     try:
-        if not written:
+        if not args.written:
             print(f"writing SmolLM2-135M-Instruct to {write_model(args.folder)}")
+        elif not args.cold_start:
+            print(f"{args.folder} holds a model already")
         if args.cold_start:
             cold_start(args)
     except KeyboardInterrupt:
