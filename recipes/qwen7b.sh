@@ -4,8 +4,8 @@
 #   bash recipes/qwen7b.sh [alfworld|webshop] [RUN] [more arguments for the three training phases]
 # Further arguments of one phase: MINE="--n-eval 4", DISTILL="...", EVALUATE="...".
 # Other machines: GPUS=4 MODEL=... LAUNCH="...".  Several machines: recipes/fsdp.yaml.
-# qwen1_5b.sh runs these lines, too.  No whole run has been measured yet (single updates:
-# docs/gpus.md); estimates of
+# qwen1_5b.sh and qwen_lora.sh run these lines, too.  No whole run has been measured yet (single
+# updates: docs/gpus.md); estimates of
 #   python recipes/plan.py --gpus 8 --gradient-checkpointing:
 #   memory per GPU   25 GB while updating (weights 4, reference 2, gradients 4, AdamW 8, gathered
 #                    copies 8), and the micro-batch, which is chosen for what is free, 91,648 tokens
@@ -18,24 +18,21 @@ set -euo pipefail
 # a model's folder is looked for where the recipe is called
 [ ! -d "${MODEL:-}" ] || MODEL=$(cd "$MODEL" && pwd)
 cd "$(dirname "$0")/.."
+refuse() {
+  echo "error: $1" >&2
+  exit 2
+}
 env=${1:-alfworld} run=${2:-qwen7b-${1:-alfworld}}
 shift $(($# < 2 ? $# : 2))
-launch=${LAUNCH:-accelerate launch --config_file recipes/fsdp.yaml --num_processes ${GPUS:-8}}
-if [[ ! ${GPUS:-8} =~ ^[1-9][0-9]*$ ]]; then
-  echo "error: GPUS: expected a number, found '$GPUS'" >&2
-  exit 2
-fi
-model=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
 for name in "$env" "$run"; do
-  if [[ ! $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.:-]*$ ]]; then
-    echo "error: expected the world and the run's name first, found '$name'" >&2
-    exit 2
-  fi
+  [[ $name =~ ^[A-Za-z0-9_][A-Za-z0-9_.:-]*$ ]] ||
+    refuse "expected the world and the run's name first, found '$name'"
 done
-if ! command -v ${launch%% *} >/dev/null; then
-  echo "error: no command '${launch%% *}' here: run pip install -e '.[gpu]', or say LAUNCH=..." >&2
-  exit 2
-fi
+[[ ${GPUS:-8} =~ ^[1-9][0-9]*$ ]] || refuse "GPUS: expected a number, found '$GPUS'"
+launch=${LAUNCH:-accelerate launch --config_file recipes/fsdp.yaml --num_processes ${GPUS:-8}}
+command -v ${launch%% *} >/dev/null ||
+  refuse "no command '${launch%% *}' here: run pip install -e '.[gpu]', or say LAUNCH=..."
+model=${MODEL:-Qwen/Qwen2.5-7B-Instruct}
 rows=$([ "$env" = webshop ] && echo 64 || echo 256) # per optimizer step
 how="--device cuda --engine vllm --dtype bfloat16"
 lines=()
