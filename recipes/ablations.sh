@@ -37,8 +37,8 @@ for seed in $seeds; do
   done
 done
 # the patched arms are the last commit with one idea changed; the others are what lies here
-git diff --quiet HEAD -- '*.py' '*.sh' 2>/dev/null ||
-  refuse "expected a git checkout without changes that are not committed: commit them first"
+changed=$(git diff HEAD -- '*.py' '*.sh' 2>&1) || refuse "expected a git checkout: git clone one"
+[ -z "$changed" ] || refuse "the patched arms are of the last commit: commit your changes first"
 play() { # what runs it, temperature, arms
   # shellcheck disable=SC2086  # several words or none
   $1 recipes/compare.py --final --arms $3 --seeds $seeds --temperature "$2" \
