@@ -327,6 +327,13 @@ def test_rows_go_on_with_their_own_cache_when_others_end(policy):
         )
 
 
+@pytest.mark.parametrize("kind", ["model_folder", "chat_folder"])
+def test_texts_are_encoded_as_the_tokenizer_says(request, kind):
+    policy = common.Policy(request.getfixturevalue(kind))
+    for text in ("", "go to shelf 2\n", " two  spaces", "é日本 <|im_end|>", "x" * 5000):
+        assert policy.encode(text) == policy.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 @pytest.mark.parametrize("packs", [True, False])
 @torch.inference_mode()
 def test_rows_that_wait_are_fed_later_and_long_rows_packed_or_by_themselves(
