@@ -8,8 +8,8 @@
 # --tiny-budget tries every step out on a CPU, in worlds that hand out wins (budgets of its own).
 # Budget: cold start 3,000 steps of 32 examples, 10 minutes at most; phases 10 + 15 + 15 minutes;
 # evaluation 5.  Others: COLD="--minutes 3" MINUTES="1 1.5 2" EVALUATE="--games 40".
-# Not measured yet: no GPU was at hand for so long.  On a CPU the cold start's loss falls as
-# docs/smollm2.md says.
+# Not measured yet: no GPU was at hand for so long.  What half an hour of the cold start does on a
+# CPU stands in docs/smollm2.md.
 set -euo pipefail
 set -f # a word such as * is not looked for among files
 # a model's folder is looked for where the recipe is called
