@@ -6,6 +6,7 @@ plays, trains and writes nothing.  The recipes ask it before the first of their 
 
 import importlib
 import sys
+from itertools import groupby
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
@@ -34,13 +35,10 @@ def check(line):
 
 
 def main():
-    lines = [[]]
-    for word in sys.argv[1:]:
-        if word == "---":
-            lines.append([])
-        else:
-            lines[-1].append(word)
-    for line in filter(None, lines):
+    for between, words in groupby(sys.argv[1:], "---".__eq__):
+        if between:
+            continue
+        line = list(words)
         try:
             check(line)
         except UserError as mistake:

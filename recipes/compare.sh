@@ -28,6 +28,7 @@ one='(0|[1-9][0-9]*)'
 [[ $seeds =~ ^$one(\ +$one)*$ ]] || refuse "SEEDS: expected such as '0 1 2', found '$seeds'"
 [[ $regime =~ ^[A-Za-z0-9._-]*$ ]] || refuse "REGIME: expected letters and digits, found '$regime'"
 [[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || refuse "MINUTES: expected a number, found '$minutes'"
+[[ ${AT:-1} =~ ^[0-9.]+(\ +[0-9.]+)*$ ]] || refuse "AT: expected such as '1 2 4', found '$AT'"
 # a job in the background is a process group of its own, which ends with this script however that
 # ends
 set -m

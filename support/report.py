@@ -27,7 +27,7 @@ from jinja2 import Environment
 
 from envs import UserError
 from support.files import load_json, write_atomically
-from support.records import lacking
+from support.records import NUMBER, lacking
 
 ROOT = Path(__file__).parents[1]
 PHASES = ("warmup", "mine", "distill")
@@ -45,7 +45,6 @@ GAMMA, COST, EPS = (
 # ---- reading -------------------------------------------------------------------------------------
 
 
-NUMBER = (int, float)
 PAIR = {0: str, 1: str}  # of observation and action
 TOKENS = {"w": NUMBER, "M": [NUMBER], "sampled": [NUMBER], "before": [NUMBER], "after": [NUMBER]}
 NEEDED = {  # what the page reads of a line, by file; "key?" may be absent

@@ -205,12 +205,16 @@ class Sampler:
 
         All rows are fed something, since a part of them would have to be copied out of the cache
         (not where they are packed), but the others no more than fits beside the wanted ones."""
+        self.go_back(sequences)
+        return self.go_on(sequences, wanted)
+
+    def go_back(self, sequences):
+        """Forgets what the cache holds of rows beyond the beginning of these sequences."""
         for known, ids in zip(self.cached, sequences):
             if ids[: len(known)] != known:  # a rewritten prompt: go back to the common part
                 pairs = enumerate(zip(known, ids))
                 common = next((k for k, (a, b) in pairs if a != b), min(len(known), len(ids)))
                 del known[common:]
-        return self.go_on(sequences, wanted)
 
     def go_on(self, sequences, wanted):
         """`forward` where all sequences begin with what the cache holds, which is not compared."""
@@ -303,7 +307,7 @@ class Sampler:
         n = len(prompts)
         response, logprobs, allowed = [[[] for _ in range(n)] for _ in range(3)]
         running, sequences = set(range(n)), [list(ids) for ids in prompts]  # they grow, in place
-        look_up = self.forward  # then self.go_on: a response only goes on
+        self.go_back(sequences)  # once: a response only goes on
 
         def add(i, token, logprob, options):
             response[i].append(token)
@@ -331,7 +335,7 @@ class Sampler:
             if not options:
                 break
             rows = list(options)
-            logits, look_up = look_up(sequences, rows), self.go_on  # (rows, V)
+            logits = self.go_on(sequences, rows)  # (rows, V)
             uniform = [streams[i].random() for i in rows]
             for i, token, logprob in zip(rows, *self.tokens(logits, uniform, [*options.values()])):
                 add(i, token, logprob, options[i])

@@ -163,6 +163,7 @@ WRONG = {
     "of one phase": ("qwen7b", "alfworld none-such --device cpu --engine transformers",
                      {"DISTILL": "--lamda 1"}, "no argument --lamda"),
     "seeds": ("compare", "00", {}, "SEEDS: expected such as"),
+    "an option": ("compare", "0", {"AT": "1 --seeds 7"}, "AT: expected such as '1 2 4'"),
     "no minute": ("compare", "0 none-such", {"MINUTES": "0"}, "--minutes: expected a number"),
     "another world's": ("compare", "0 none-such --env webshop", {"SPLIT": "valid_seen"},
                         "has no split"),
